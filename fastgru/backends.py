@@ -1,0 +1,102 @@
+"""From an array to its library and the kernels that compute on it: the one place that dispatches.
+
+A backend's kernels are a module that offers `pack`, `ragged_rows`, `forward`, `backward` and
+`describe`; see `fastgru.kernels.cpu`. Libraries are imported when an array of theirs comes, never
+before.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Array library -> module of its kernels; None where there are none yet.
+_KERNELS: dict[str, str | None] = {
+    "numpy": "fastgru.kernels.cpu",
+    "cupy": None,
+}
+
+
+class Backend(NamedTuple):
+    """An array library and the kernels for its arrays."""
+
+    name: str
+    xp: Any
+    kernels: Any
+
+
+def library_of(name: str, value: Any) -> str:
+    """Name of the library of an array argument.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not exactly an array of a known library: lists, scalars, masked arrays and
+        other subclasses are refused.
+    """
+    kind = type(value)
+    library = kind.__module__.partition(".")[0]
+    if kind.__name__ != "ndarray" or library not in _KERNELS:
+        raise TypeError(
+            f"{name}: expected a {' or '.join(_KERNELS)} ndarray (no subclass, no list), "
+            f"got {kind.__module__}.{kind.__qualname__}"
+        )
+    return library
+
+
+def common_library(arrays: Mapping[str, Any]) -> str:
+    """The library that all these arguments, by name, belong to.
+
+    Raises
+    ------
+    TypeError
+        If they belong to several, or one is no array.
+    """
+    libraries = {library_of(name, value): name for name, value in arrays.items()}
+    if len(libraries) > 1:
+        found = ", ".join(f"{library} ({name})" for library, name in libraries.items())
+        raise TypeError(f"expected arrays of one library, got {found}")
+    return next(iter(libraries))
+
+
+def backend(library: str) -> Backend:
+    """The backend for arrays of a library.
+
+    Raises
+    ------
+    TypeError
+        If there are no kernels for it.
+    """
+    module = _KERNELS[library]
+    if module is None:
+        raise TypeError(
+            f"expected numpy arrays, got {library} arrays: this version has no GPU kernels, and "
+            f"never copies to the host by itself; {library}.asnumpy(array) does"
+        )
+    return Backend(library, importlib.import_module(library), importlib.import_module(module))
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Refuse every dtype but native float32 and float64."""
+    if dtype not in (np.dtype("float32"), np.dtype("float64")):
+        raise TypeError(
+            f"{name}: expected dtype float32 or float64 in native byte order, got {dtype!r}"
+        )
+
+
+def check_shape(name: str, value: Any, expected: tuple[int, ...], meaning: str) -> None:
+    """Refuse an array of another shape; `meaning` explains the one expected."""
+    if value.shape != expected:
+        raise ValueError(f"{name}: expected shape {expected} {meaning}, got {value.shape}")
+
+
+def describe_backends() -> dict[str, str]:
+    """What each backend computes with, by label."""
+    lines: dict[str, str] = {}
+    for library, module in _KERNELS.items():
+        if module is None:
+            lines[f"{library} arrays"] = "no kernels in this version"
+        else:
+            lines |= backend(library).kernels.describe()
+    return lines

@@ -1,0 +1,413 @@
+"""Weights of a stack of recurrent layers."""
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, Self
+
+import numpy as np
+
+from .backends import backend, check_dtype, check_shape, common_library, library_of
+from .kernels.cells import CELLS, Cell
+
+
+def cells() -> tuple[str, ...]:
+    """Names of the cells available."""
+    return tuple(CELLS)
+
+
+def cell_named(name: Any) -> Cell:
+    """The cell of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if not isinstance(name, str) or name not in CELLS:
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {name!r}")
+    return CELLS[name]
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value`, if it is a bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def _check_size(name: str, value: Any) -> int:
+    """`value`, if it is a whole number from 1 up."""
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    size = operator.index(value)
+    if size < 1:
+        raise ValueError(f"{name}: expected at least 1, got {size}")
+    return size
+
+
+def _weight_names() -> list[str]:
+    """Names of the weights that any cell has, in the order of the tables."""
+    shapes = (cell.weight_shapes(1, 1, bias=True) for cell in CELLS.values())
+    return list(dict.fromkeys(name for names in shapes for name in names))
+
+
+class Weights:
+    """The arrays of one layer and direction, as attributes; what the cell lacks is None.
+
+    For the cells ``gru``, ``gru_reset_before`` and ``lstm``, with G gates, H hidden units and I
+    inputs (in upper layers: the outputs of the layer below):
+
+    Attributes
+    ----------
+    weight_ih : (G*H, I) array
+    weight_hh : (G*H, H) array
+    bias_ih, bias_hh : (G*H,) array or None
+        None without bias.
+    """
+
+    def __init__(self, **arrays: Any) -> None:
+        vars(self).update(dict.fromkeys(_weight_names()), **arrays)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"Weights have no {name!r}, only {', '.join(vars(self))}")
+
+    def _refuse(self, *args: Any) -> NoReturn:
+        raise AttributeError("Weights are immutable; Params.map makes new ones")
+
+    __setattr__ = _refuse
+    __delattr__ = _refuse
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Names and arrays of the weights that are there."""
+        return [(name, array) for name, array in vars(self).items() if array is not None]
+
+    def __repr__(self) -> str:
+        return f"Weights({', '.join(f'{name}={array.shape}' for name, array in self.items())})"
+
+
+class Params:
+    """Weights of a stack of recurrent layers; immutable.
+
+    Parameters
+    ----------
+    cell : str
+        Name of the cell, one of `cells()`.
+    layers : sequence of sequence of Weights
+        ``layers[layer][direction]``; the second direction, if any, runs backward in time.
+
+    Attributes
+    ----------
+    cell : str
+    layers : tuple of tuple of Weights
+    input_size, hidden_size, num_layers, num_directions : int
+    bidirectional, bias : bool
+    dtype : numpy.dtype
+        Of all arrays: float32 or float64.
+    library : str
+        Name of the library of all arrays, ``"numpy"`` or ``"cupy"``.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are not of one library and one dtype, float32 or float64.
+    ValueError
+        If the cell is unknown, a weight is missing, unknown, or has the wrong shape.
+
+    Notes
+    -----
+    Arrays are kept, not copied, and are read at every call: values changed in place are seen.
+    """
+
+    cell: str
+    layers: tuple[tuple[Weights, ...], ...]
+    input_size: int
+    hidden_size: int
+    bias: bool
+    dtype: Any
+    library: str
+
+    def __init__(self, cell: str, layers: Iterable[Iterable[Weights]]) -> None:
+        table = cell_named(cell)
+        if isinstance(layers, str | Mapping) or not isinstance(layers, Iterable):
+            raise TypeError(f"layers: expected a sequence of sequences of Weights, got {layers!r}")
+        stack = tuple(_as_layer(number, layer) for number, layer in enumerate(layers))
+        if not stack:
+            raise ValueError("layers: expected at least one, got none")
+        if {len(layer) for layer in stack} not in ({1}, {2}):
+            found = [len(layer) for layer in stack]
+            raise ValueError(f"layers: expected 1 or 2 directions, alike in all, got {found}")
+        named = dict(_named(stack))
+        if "weight_ih_l0" not in named:
+            raise ValueError(f"weight_ih_l0: missing (cell {cell!r})")
+        library = common_library(named)
+        first = named["weight_ih_l0"]
+        check_dtype("weight_ih_l0", first.dtype)
+        for key, array in named.items():
+            if array.dtype != first.dtype:
+                raise TypeError(
+                    f"{key}: expected dtype {first.dtype}, as weight_ih_l0, got {array.dtype}"
+                )
+        gates = len(table.input_gates)
+        if first.ndim != 2 or 0 in first.shape or first.shape[0] % gates:
+            raise ValueError(
+                f"weight_ih_l0: expected shape ({gates}*H, I) for cell {cell!r}, got {first.shape}"
+            )
+        hidden_size, bias = first.shape[0] // gates, "bias_ih_l0" in named
+        size = first.shape[1]
+        for number, layer in enumerate(stack):
+            expected = table.weight_shapes(size, hidden_size, bias)
+            for direction, weights in enumerate(layer):
+                _check_weights(weights, expected, _suffix(number, direction), cell)
+            size = hidden_size * len(layer)
+        vars(self).update(
+            cell=cell,
+            layers=stack,
+            input_size=first.shape[1],
+            hidden_size=hidden_size,
+            bias=bias,
+            dtype=first.dtype,
+            library=library,
+        )
+
+    def _refuse(self, *args: Any) -> NoReturn:
+        raise AttributeError("Params are immutable; Params.map makes new ones")
+
+    __setattr__ = _refuse
+    __delattr__ = _refuse
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def num_directions(self) -> int:
+        """1, or 2 if bidirectional."""
+        return len(self.layers[0])
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether there is a direction that runs backward in time."""
+        return self.num_directions == 2
+
+    def __repr__(self) -> str:
+        return (
+            f"Params(cell={self.cell!r}, input_size={self.input_size}, "
+            f"hidden_size={self.hidden_size}, num_layers={self.num_layers}, "
+            f"bidirectional={self.bidirectional}, bias={self.bias}, dtype={self.dtype.name}, "
+            f"library={self.library!r})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arrays by PyTorch's names (``weight_ih_l0``, ``bias_hh_l1_reverse``, …), uncopied."""
+        return dict(_named(self.layers))
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any], *, cell: str = "gru") -> Self:
+        """Make params from arrays by PyTorch's names, as in ``torch.nn.GRU(...).state_dict()``.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array
+            Every weight of every layer and direction, and nothing else; layers, directions, sizes
+            and bias are inferred. Arrays are kept, not copied.
+        cell : str
+            The cell that the weights are for. Gates are ordered as in PyTorch: r, z, n for a GRU,
+            i, f, g, o for the LSTM.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `Params`; ValueError also for a key that is not a weight's name.
+        """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping: expected a mapping of names to arrays, got {mapping!r}")
+        names = list(cell_named(cell).weight_shapes(1, 1, bias=True))
+        stack: dict[tuple[int, int], dict[str, Any]] = {}
+        for key, array in mapping.items():
+            match = _KEY.fullmatch(key) if isinstance(key, str) else None
+            if match is None or match["name"] not in names:
+                expected = ", ".join(f"{name}_l0" for name in names)
+                raise ValueError(
+                    f"mapping: expected keys like {expected} (l0, l1, …; with _reverse for the "
+                    f"second direction), got {key!r}"
+                )
+            library_of(key, array)
+            place = int(match["layer"]), int(match["reverse"] is not None)
+            stack.setdefault(place, {})[match["name"]] = array
+        directions = 1 + max((direction for _, direction in stack), default=0)
+        places = [(n, d) for n in range(-(-len(stack) // directions)) for d in range(directions)]
+        missing = [_suffix(*place) for place in places if place not in stack]
+        if missing or not stack:
+            raise ValueError(f"mapping: weights are missing for {', '.join(missing) or '_l0'}")
+        return cls(
+            cell,
+            [
+                [Weights(**stack[number, direction]) for direction in range(directions)]
+                for number in range(len(stack) // directions)
+            ],
+        )
+
+    def map(self, function: Callable[..., Any], *others: "Params") -> "Params":
+        """Apply a function array by array.
+
+        Parameters
+        ----------
+        function : callable
+            Takes an array of each params and returns an array of the same shape, in any library
+            and dtype that params may have.
+        *others : Params
+            Params of the same structure: cell, layers, directions, bias.
+
+        Returns
+        -------
+        Params
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `others` differ in structure, or as for `Params`.
+
+        Examples
+        --------
+        A step of gradient descent:
+
+        >>> params = params.map(lambda w, g: w - 0.1 * g, gradients.params)  # doctest: +SKIP
+        """
+        if not callable(function):
+            raise TypeError(f"function: expected a callable, got {function!r}")
+        stacks = [self.to_dict()]
+        for other in others:
+            if not isinstance(other, Params):
+                raise TypeError(f"others: expected Params, got {type(other).__qualname__}")
+            stacks.append(other.to_dict())
+            if other.cell != self.cell or list(stacks[-1]) != list(stacks[0]):
+                raise ValueError(f"others: expected the structure of {self!r}, got {other!r}")
+        mapped = {key: function(*(stack[key] for stack in stacks)) for key in stacks[0]}
+        for key, array in mapped.items():
+            library_of(f"result of function for {key}", array)
+            check_shape(f"result of function for {key}", array, stacks[0][key].shape, "as before")
+        return Params.from_dict(mapped, cell=self.cell)
+
+
+_KEY = re.compile(r"(?P<name>[a-z_]+)_l(?P<layer>0|[1-9][0-9]{0,8})(?P<reverse>_reverse)?")
+
+
+def _suffix(layer: int, direction: int) -> str:
+    """End of the names of a layer's and direction's weights."""
+    return f"_l{layer}{'_reverse' if direction else ''}"
+
+
+def _named(layers: tuple[tuple[Weights, ...], ...]) -> list[tuple[str, Any]]:
+    """All arrays with their full names."""
+    return [
+        (name + _suffix(number, direction), array)
+        for number, layer in enumerate(layers)
+        for direction, weights in enumerate(layer)
+        for name, array in weights.items()
+    ]
+
+
+def _as_layer(number: int, layer: Any) -> tuple[Weights, ...]:
+    """The directions of a layer."""
+    if not isinstance(layer, Iterable) or isinstance(layer, str):
+        raise TypeError(f"layers[{number}]: expected a sequence of Weights, got {layer!r}")
+    directions = tuple(layer)
+    for weights in directions:
+        if not isinstance(weights, Weights):
+            kind = type(weights).__qualname__
+            raise TypeError(f"layers[{number}]: expected Weights, got {kind}")
+    return directions
+
+
+def _check_weights(
+    weights: Weights, expected: Mapping[str, tuple[int, ...]], suffix: str, cell: str
+) -> None:
+    """Refuse weights of one layer and direction that are not the cell's."""
+    arrays = dict(weights.items())
+    for name, shape in expected.items():
+        if name not in arrays:
+            raise ValueError(f"{name}{suffix}: missing (cell {cell!r})")
+        check_shape(name + suffix, arrays[name], shape, f"for cell {cell!r}")
+    unknown = [name for name in arrays if name not in expected]
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]}{suffix}: expected only {', '.join(expected)} (cell {cell!r}; biases in "
+            f"all layers or in none)"
+        )
+
+
+def init_params(
+    input_size: int,
+    hidden_size: int,
+    *,
+    cell: str = "gru",
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    bias: bool = True,
+    dtype: Any = "float32",
+    rng: Any = None,
+    like: Any = None,
+) -> Params:
+    """Draw initial weights, uniform between -1/sqrt(H) and 1/sqrt(H), as PyTorch does.
+
+    Parameters
+    ----------
+    input_size : int
+        Features of the input, I.
+    hidden_size : int
+        Hidden units of each layer and direction, H.
+    cell : str
+        One of `cells()`.
+    num_layers : int
+        Layers; each reads the outputs of the one below.
+    bidirectional : bool
+        Add a second direction, which runs backward in time, to every layer.
+    bias : bool
+        Whether there are biases.
+    dtype : dtype
+        float32 or float64.
+    rng : None, int or numpy.random.Generator
+        Source of randomness, or the seed of one; see `numpy.random.default_rng`.
+    like : array, optional
+        Make the arrays with the library of this one; NumPy by default.
+
+    Returns
+    -------
+    Params
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
+    """
+    table = cell_named(cell)
+    size = _check_size("input_size", input_size)
+    hidden = _check_size("hidden_size", hidden_size)
+    layers = _check_size("num_layers", num_layers)
+    directions = 1 + check_flag("bidirectional", bidirectional)
+    with_bias = check_flag("bias", bias)
+    try:
+        kind = np.dtype(dtype)
+    except Exception as error:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
+    check_dtype("dtype", kind)
+    xp = np if like is None else backend(library_of("like", like)).xp
+    generator = np.random.default_rng(rng)
+    limit = hidden**-0.5
+
+    def draw(shape: tuple[int, ...]) -> Any:
+        return xp.asarray(generator.uniform(-limit, limit, shape).astype(kind))
+
+    stack = []
+    for _ in range(layers):
+        shapes = table.weight_shapes(size, hidden, with_bias)
+        stack.append(
+            [
+                Weights(**{name: draw(shape) for name, shape in shapes.items()})
+                for _ in range(directions)
+            ]
+        )
+        size = hidden * directions
+    return Params(cell, stack)

@@ -1,0 +1,167 @@
+"""The backward time loop, for any cell: from gradients of the outputs to those of pre-activations.
+
+The mirror of `forward`: the same blocks of sorted rows, phases in reverse. It leaves the gradients
+of all pre-activations in packed rows; `gradients` makes those of x and of the weights from them.
+
+Packed weights are one flat array: for each phase its recurrent weights (panels, gates, H, lanes),
+where a panel is a vector of the operand's units.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import prange
+from numba.extending import register_jitable
+
+from ..cells import Cell
+from .plan import backward_layout, chain, phase_plans, row_sizes
+from .rows import add_row, load_row, previous_h, running, store_row, time_index
+from .simd import add_group, load_group, store_group, zero_group
+from .tile import product
+
+
+def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
+    """One phase of one step, backward, for the running rows: its equations, then its product."""
+    states, part = len(cell.states), phase_plans(cell)[number]
+    first, first_value = part.first, part.first_value
+    seen = first_value + part.values
+    first_recurrent, gates = part.first_recurrent, part.recurrents
+    recurrents_before = part.recurrents_before
+    equations = register_jitable(cell.phases[number].backward)
+    operand_gradient = register_jitable(cell.phases[number].operand.gradient)
+
+    if number + 1 < len(cell.phases):
+
+        def gradients_so_far(work, start, stride):
+            return load_group(work, start, stride, seen)
+
+    else:
+
+        def gradients_so_far(work, start, stride):
+            return zero_group(work, seen)  # no later phase has used these values
+
+    value_gradients = register_jitable(gradients_so_far)
+
+    def phase(work, at, size, saved, value, d, d_row, weights, running_rows, rows, H):
+        # work, saved, d, weights: flat; value, d_row: index of the first row's values, gradients
+        for row in range(running_rows):
+            for unit in range(0, size.unit, lanes):
+                at_h = row * size.h + unit
+                at_v = row * size.value + unit
+                (h,) = load_group(work, at.h + at_h, 0, 1)
+                values = load_group(saved, value + at_v, size.unit, seen)
+                dstate = load_group(work, at.dstate + at_h, rows * size.h, states)
+                dvalues = value_gradients(work, at.dvalues + at_v, size.unit)
+                da, dstate, dvalues = equations(h, values, dstate, dvalues)
+                store_group(d, d_row + row * size.pre + first * size.unit + unit, size.unit, da)
+                store_group(work, at.dstate + at_h, rows * size.h, dstate)
+                store_group(work, at.dvalues + at_v, size.unit, dvalues)
+
+        # To the operand, and through it to h and to the values of earlier phases.
+        if gates == 0:
+            return
+        for i in range(running_rows * size.h):
+            work[at.doperand + i] = 0
+        product(
+            work, at.doperand, size.h, 0,
+            d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
+            weights, size.unit * recurrents_before * H, gates * H * lanes, gates, H,
+            running_rows, size.unit // lanes, 1,
+        )  # fmt: skip
+        for row in range(running_rows):
+            for unit in range(0, size.unit, lanes):
+                at_h = row * size.h + unit
+                at_v = row * size.value + unit
+                (h,) = load_group(work, at.h + at_h, 0, 1)
+                (doperand,) = load_group(work, at.doperand + at_h, 0, 1)
+                values = load_group(saved, value + at_v, size.unit, first_value)
+                dstate = load_group(work, at.dstate + at_h, 0, 1)
+                dvalues = load_group(work, at.dvalues + at_v, size.unit, first_value)
+                dh, dv = operand_gradient(h, values, doperand)
+                store_group(work, at.dstate + at_h, 0, add_group(dstate, (dh,)))
+                store_group(work, at.dvalues + at_v, size.unit, add_group(dvalues, dv))
+
+    return phase
+
+
+def _make_block(cell: Cell, lanes: int) -> Callable[..., Any]:
+    """The whole sequence of sorted rows first to last - 1, backward."""
+    num_pre, num_values, states = len(cell.pre_activations), cell.num_values, len(cell.states)
+    numbers = reversed(range(len(cell.phases)))
+    step_phases = chain([_make_phase(cell, number, lanes) for number in numbers])
+
+    @register_jitable
+    def block(
+        dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights,
+        saved, d, dinitial, work, start, first, last,
+    ):  # fmt: skip
+        H = y.shape[2]
+        rows = last - first
+        size = row_sizes(num_pre, num_values, 0, H, lanes)
+        at = backward_layout(start, rows, states, size)
+
+        for i in range(at.dstate, at.end):
+            work[i] = 0
+        for row in range(rows):
+            for member in range(states):
+                to = at.dstate + (member * rows + row) * size.h
+                load_row(dfinal[member], layer, order[first + row], work, to, H)
+
+        for step in range(lengths[first] - 1, -1, -1):
+            running_rows = running(offset, step, first, last)
+            for row in range(running_rows):
+                n = order[first + row]
+                t = time_index(step, lengths[first + row], reverse)
+                if has_dy:
+                    add_row(dy, n, t, work, at.dstate + row * size.h, H)
+                previous_h(y, initial[0], layer, n, step, t, reverse, work, at.h + row * size.h, H)
+            packed = offset[step] + first
+            step_phases(
+                work, at, size, saved, packed * size.value, d, packed * size.pre, weights,
+                running_rows, rows, H,
+            )  # fmt: skip
+
+        for row in range(rows):
+            for member in range(states):
+                h = at.dstate + (member * rows + row) * size.h
+                store_row(dinitial[member], layer, order[first + row], work, h, H)
+
+    return block
+
+
+def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
+    """Build the backward driver of one layer and direction; compile it serial or parallel."""
+    block = _make_block(cell, lanes)
+
+    def backward(
+        dy,  # (N, T, H), any strides; read where valid, if `has_dy`
+        has_dy,
+        dfinal,  # for each member of the state (layers * directions, N, H), any strides
+        layer,  # which layer and direction of `dfinal`, `initial` and `dinitial_out`
+        y,  # (N, T, H), any strides: what forward gave
+        initial,  # like `dfinal`: what forward was given
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row, longest first
+        offset,  # (T + 1,) packed rows before each step
+        reverse,  # whether rows were walked from their last step
+        weights,  # flat, packed
+        saved,  # (packed rows * value row,) what forward kept
+        d_out,  # (packed rows * pre row,) gradients of pre-activations; written
+        dinitial_out,  # like `dfinal`; written
+        work,  # (workers * worker_size,)
+        worker_size,
+        rows,  # rows a block
+        workers,
+    ):
+        N = order.shape[0]
+        blocks = (N + rows - 1) // rows
+        for worker in prange(workers):
+            for number in range(worker, blocks, workers):
+                first = number * rows
+                block(
+                    dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse,
+                    weights, saved, d_out, dinitial_out, work,
+                    worker * worker_size, first, min(first + rows, N),
+                )  # fmt: skip
+
+    return backward

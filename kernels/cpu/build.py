@@ -1,0 +1,136 @@
+"""From a factory to a compiled kernel: argument types, serial or parallel, the disk cache."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from ..cells import Cell, Operand
+from . import backward, forward, gradients, packing
+from . import maths as _maths  # noqa: F401 - teaches Numba the primitives that cells call
+from .cache import KernelCache, functions_digest
+from .simd import lanes_of
+
+
+def lanes(dtype: Any) -> int:
+    """Elements of a NumPy dtype in one vector."""
+    return lanes_of(numba.from_dtype(np.dtype(dtype)))
+
+
+def _theirs(dtype: types.Type, ndim: int) -> types.Array:
+    """A user's array: any strides, never written, perhaps unaligned."""
+    return types.Array(dtype, ndim, "A", readonly=True, aligned=False)
+
+
+def _parameter_types(dtype: types.Type, states: int) -> dict[str, types.Type]:
+    """Types of all parameters of all kernels, by name; those not named here are indices.
+
+    Every kernel is compiled for exactly one signature per dtype: arrays of any layout convert to
+    these types without a copy.
+    """
+    rows = _theirs(dtype, 3)
+    rows_out = types.Array(dtype, 3, "A")
+    flat = types.Array(dtype, 1, "C")
+    indices = types.Array(types.intp, 1, "C", readonly=True)
+    flags = dict.fromkeys(("reverse", "keep", "has_dy"), types.boolean)
+    return flags | {
+        **dict.fromkeys(("x", "y", "h0", "dy", "source"), rows),
+        **dict.fromkeys(("y_out", "dx_out"), rows_out),
+        **dict.fromkeys(("initial", "dfinal"), types.UniTuple(rows, states)),
+        **dict.fromkeys(("final_out", "dinitial_out"), types.UniTuple(rows_out, states)),
+        **dict.fromkeys(("weights", "saved", "d", "work", "sums"), flat),
+        **dict.fromkeys(("values_out", "d_out", "packed_out", "dbias_out"), flat),
+        **dict.fromkeys(("order", "lengths", "offset", "gate_rows"), indices),
+        "weight": _theirs(dtype, 2),
+        "bias": _theirs(dtype, 1),
+        "dweight_out": types.Array(dtype, 2, "C"),
+    }
+
+
+def _cell_functions(cell: Cell) -> list[Callable[..., Any]]:
+    functions = [f for phase in cell.phases for f in (phase.forward, phase.backward)]
+    return functions + [f for phase in cell.phases for f in _operand_functions(phase.operand)]
+
+
+def _operand_functions(operand: Operand | None) -> list[Callable[..., Any]]:
+    return [] if operand is None else [operand.value, operand.gradient]
+
+
+def _name_closures(function: Callable[..., Any], token: str) -> None:
+    """Give the functions that a factory made names of their own.
+
+    Numba derives symbols from a function's name and a number counted up in each process. Kernels of
+    one factory that come from the cache, compiled by different processes, can share both, and the
+    linker then silently takes the first for the second.
+    """
+    plain = function.__qualname__.partition("<kernel ")[0]
+    if "<locals>" not in plain:
+        return
+    function.__qualname__ = f"{plain}<kernel {token}>"
+    for cell in function.__closure__ or ():
+        if inspect.isfunction(cell.cell_contents):
+            _name_closures(cell.cell_contents, token)
+
+
+def _compile(
+    function: Callable[..., Any],
+    dtype: str,
+    states: int,
+    parallel: bool,
+    key: str,
+    cell_functions: list[Callable[..., Any]],
+) -> Callable[..., Any]:
+    """Compile for the one signature that the parameters' names imply."""
+    cell_digest = functions_digest(cell_functions)
+    key = f"{function.__qualname__} {dtype} {parallel} {lanes(dtype)} {key} {cell_digest}"
+    cache = KernelCache(key)
+    _name_closures(function, cache.digest)
+    dispatcher = numba.njit(nogil=True, parallel=parallel)(function)
+    if cell_digest is not None:
+        dispatcher._cache = cache
+    kinds = _parameter_types(numba.from_dtype(np.dtype(dtype)), states)
+    names = inspect.signature(function).parameters
+    dispatcher.compile(tuple(kinds.get(name, types.intp) for name in names))
+    dispatcher.disable_compile()
+    return dispatcher
+
+
+@functools.cache
+def forward_kernel(cell: Cell, dtype: str, parallel: bool) -> Callable[..., Any]:
+    """`forward.make_forward`, compiled."""
+    function = forward.make_forward(cell, lanes(dtype))
+    return _compile(function, dtype, len(cell.states), parallel, cell.name, _cell_functions(cell))
+
+
+@functools.cache
+def backward_kernel(cell: Cell, dtype: str, parallel: bool) -> Callable[..., Any]:
+    """`backward.make_backward`, compiled."""
+    function = backward.make_backward(cell, lanes(dtype))
+    return _compile(function, dtype, len(cell.states), parallel, cell.name, _cell_functions(cell))
+
+
+@functools.cache
+def input_gradient_kernel(dtype: str, parallel: bool) -> Callable[..., Any]:
+    """`gradients.make_input_gradient`, compiled."""
+    return _compile(gradients.make_input_gradient(lanes(dtype)), dtype, 1, parallel, "", [])
+
+
+@functools.cache
+def weight_gradient_kernel(
+    operand: Operand | None, first_value: int, dtype: str, parallel: bool
+) -> Callable[..., Any]:
+    """`gradients.make_weight_gradient`, compiled."""
+    function = gradients.make_weight_gradient(operand, first_value, lanes(dtype))
+    functions = _operand_functions(operand)
+    names = " ".join(f.__qualname__ for f in functions)
+    return _compile(function, dtype, 1, parallel, f"{names} {first_value}", functions)
+
+
+@functools.cache
+def packing_kernel(name: str, dtype: str) -> Callable[..., Any]:
+    """A function of `packing`, compiled."""
+    return _compile(getattr(packing, name), dtype, 1, False, name, [])

@@ -1,0 +1,198 @@
+"""Gradients of x and of the weights, as products over all packed rows.
+
+Both read the gradients `d` of the pre-activations that `backward` left. Neither depends on a cell's
+equations: blocks of `d` are named by index, and only the recurrent operand, where it is not h
+itself, is the cell's.
+"""
+
+from collections.abc import Callable
+
+from numba import prange
+from numba.extending import register_jitable
+
+from ..cells import Operand
+from .rows import accumulate_row, load_row, previous_h, step_of, time_index
+from .simd import load_group, store_group
+from .tile import product
+
+# Units whose sums a weight-gradient tile holds: three vectors by eight columns fill the registers.
+GROUP_VECTORS = 3
+# Packed rows taken at once: the gradients of a group, 128 rows by 48 floats, stay in L1.
+ROWS_AT_ONCE = 128
+
+
+def make_input_gradient(lanes: int) -> Callable[..., None]:
+    """Build ``dx += W^T d`` for the pre-activations of one phase."""
+
+    def input_gradient(
+        d,  # (packed rows * d_row,) gradients of pre-activations
+        d_row,
+        first,  # index, within a row, of the first pre-activation that x feeds
+        blocks,  # how many x feeds
+        unit,  # distance between them
+        H,
+        weights,  # (panels, blocks, H, lanes), flat; a panel is a vector of x's features
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        reverse,
+        dx_out,  # (N, T, I), any strides; added to where valid
+        work,  # (workers * worker_size,)
+        worker_size,
+        workers,
+    ):
+        I = dx_out.shape[2]
+        total = offset[len(offset) - 1]
+        panels = (I + lanes - 1) // lanes
+        row_size = (panels + 1) * lanes
+        chunks = (total + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
+        for worker in prange(workers):
+            sums = worker * worker_size
+            for chunk in range(worker, chunks, workers):
+                packed = chunk * ROWS_AT_ONCE
+                rows = min(ROWS_AT_ONCE, total - packed)
+                for i in range(rows * row_size):
+                    work[sums + i] = 0
+                product(
+                    work, sums, row_size, 0,
+                    d, packed * d_row + first, d_row, unit, 1,
+                    weights, 0, blocks * H * lanes, blocks, H,
+                    rows, panels, 1,
+                )  # fmt: skip
+                step = step_of(offset, packed)
+                for i in range(rows):
+                    while packed + i >= offset[step + 1]:
+                        step += 1
+                    row = packed + i - offset[step]
+                    t = time_index(step, lengths[row], reverse)
+                    accumulate_row(dx_out, order[row], t, work, sums + i * row_size, I)
+
+    return input_gradient
+
+
+def input_gradient_worker_size(input_size: int, lanes: int) -> int:
+    """Elements of workspace that a worker of the input gradient needs."""
+    return ROWS_AT_ONCE * ((input_size + lanes - 1) // lanes + 1) * lanes
+
+
+def _load_input(
+    row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, size
+):  # fmt: skip
+    """One row of x."""
+    load_row(source, n, t, row_out, at, size)
+
+
+def _make_load_operand(operand: Operand, first_value: int, lanes: int) -> Callable[..., None]:
+    """One row of a phase's recurrent operand, made from y and the saved values."""
+    operand_value = register_jitable(operand.value)
+
+    def load_operand(
+        row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, size
+    ):  # fmt: skip
+        previous_h(source, h0, layer, n, step, t, reverse, row_out, at, size)
+        for j in range(0, unit, lanes):
+            (h,) = load_group(row_out, at + j, 0, 1)
+            values = load_group(saved, value + j, unit, first_value)
+            store_group(row_out, at + j, 0, (operand_value(h, values),))
+
+    return load_operand
+
+
+def make_weight_gradient(
+    operand: Operand | None, first_value: int, lanes: int
+) -> Callable[..., None]:
+    """Build the gradient of one phase's input weights (no operand) or recurrent weights.
+
+    The bias is the weight of a last column that is always 1.
+    """
+    load = register_jitable(
+        _load_input if operand is None else _make_load_operand(operand, first_value, lanes)
+    )
+    width = GROUP_VECTORS * lanes
+
+    def weight_gradient(
+        source,  # (N, T, K), any strides: x, or y where the operand is made from h
+        h0,  # (layers * directions, N, H), any strides: h before the first step
+        layer,  # which layer and direction of `h0`
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        reverse,
+        saved,  # (packed rows * value_row,)
+        value_row,
+        d,  # (packed rows * d_row,)
+        d_row,
+        first,  # index, within a row of d, of the first block
+        unit,  # length of a block: H in whole vectors
+        H,
+        gate_rows,  # (blocks,) which gate of the weights each block belongs to
+        dweight_out,  # (gates * H, K); rows of these gates are written
+        dbias_out,  # (gates * H,), or empty; likewise
+        sums,  # (groups * (K + 1) * width,)
+        work,  # (workers * worker_size,)
+        worker_size,
+        workers,
+    ):
+        K = dweight_out.shape[1]
+        total = offset[len(offset) - 1]
+        length = len(gate_rows) * unit
+        groups = (length + width - 1) // width
+        column_row = (K + 2 * lanes) // lanes * lanes + lanes
+        for worker in prange(workers):
+            columns = worker * worker_size  # (rows, column_row): operands and the constant 1
+            packed_d = columns + ROWS_AT_ONCE * column_row  # (rows, width)
+            for group in range(worker, groups, workers):
+                for i in range((K + 1) * width):
+                    sums[group * (K + 1) * width + i] = 0
+            for start in range(0, total, ROWS_AT_ONCE):
+                rows = min(ROWS_AT_ONCE, total - start)
+                step = step_of(offset, start)
+                for i in range(rows):
+                    while start + i >= offset[step + 1]:
+                        step += 1
+                    row = start + i - offset[step]
+                    t = time_index(step, lengths[row], reverse)
+                    at = columns + i * column_row
+                    load(
+                        work, at, source, h0, layer, order[row], t, step, reverse,
+                        saved, (start + i) * value_row, unit, K,
+                    )  # fmt: skip
+                    work[at + K] = 1
+                for group in range(worker, groups, workers):
+                    filled = min(width, length - group * width)
+                    for i in range(rows):
+                        at = (start + i) * d_row + first + group * width
+                        for j in range(filled):
+                            work[packed_d + i * width + j] = d[at + j]
+                        for j in range(filled, width):
+                            work[packed_d + i * width + j] = 0
+                    product(
+                        sums, group * (K + 1) * width, width, lanes,
+                        work, columns, 1, 0, column_row,
+                        work, packed_d, 0, 1, rows,
+                        K + 1, 1, GROUP_VECTORS,
+                    )  # fmt: skip
+            for group in range(worker, groups, workers):
+                for j in range(min(width, length - group * width)):
+                    block, unit_j = divmod(group * width + j, unit)
+                    if unit_j < H:
+                        row = gate_rows[block] * H + unit_j
+                        at = group * (K + 1) * width + j
+                        for k in range(K):
+                            dweight_out[row, k] = sums[at + k * width]
+                        if len(dbias_out) > 0:
+                            dbias_out[row] = sums[at + K * width]
+
+    return weight_gradient
+
+
+def weight_gradient_worker_size(columns: int, lanes: int) -> int:
+    """Elements of workspace that a worker of a weight gradient needs."""
+    column_row = (columns + 2 * lanes) // lanes * lanes + lanes
+    return ROWS_AT_ONCE * (column_row + GROUP_VECTORS * lanes)
+
+
+def weight_gradient_sums_size(blocks: int, unit: int, columns: int, lanes: int) -> int:
+    """Elements of the sums of a weight gradient."""
+    width = GROUP_VECTORS * lanes
+    return -(-blocks * unit // width) * (columns + 1) * width

@@ -1,0 +1,129 @@
+"""exp, sigmoid and tanh on SIMD vectors.
+
+One algorithm for both precisions, from fused multiply-adds: with n = rint(x log2 e), the rest
+r = x - n ln 2 lies in ±0.347, where the Taylor polynomial of expm1 is short, and 2^n is made from
+its bits. The forms of sigmoid and tanh never cancel: the obvious 1 / (1 + exp(-x)) and
+1 - 2 / (exp(2x) + 1) lose every digit below -88 and near 0.
+
+NaN passes through. No table, no branch, no call: everything stays in registers.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+from .. import primitives
+from .simd import Vec, call_llvm, constant, lower_on_vec
+
+
+class _Format(NamedTuple):
+    """What depends on the precision."""
+
+    mantissa_bits: int
+    exponent_bias: int
+    ln2_high: float  # few enough bits that n * ln2_high is exact
+    ln2_low: float
+    degree: int  # of expm1's polynomial: the first omitted term is below eps / 12
+    smallest: float  # exp rounds to 0 at and below it
+    largest: float  # exp is infinite at it
+    tanh_limit: float  # tanh rounds to 1 at and above it
+
+
+_FORMATS = {
+    32: _Format(23, 127, 0.693145751953125, 1.4286068203094173e-06, 7, -104.0, 89.0, 10.0),
+    64: _Format(
+        52, 1023, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13, -746.0, 710.0, 20.0
+    ),
+}
+
+
+class _Maths:
+    """Emits vector arithmetic for one vector type."""
+
+    def __init__(self, builder: Any, vec: Vec) -> None:
+        self.builder = builder
+        self.vec = vec
+        self.format = _FORMATS[vec.dtype.bitwidth]
+        # Adding 1.5 * 2^mantissa_bits rounds to an integer and leaves it in the low bits.
+        self.rounder = constant(vec, 1.5 * 2.0**self.format.mantissa_bits)
+
+    def const(self, value: float) -> Any:
+        return constant(self.vec, value)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return call_llvm(self.builder, self.vec, "fma", a, b, c)
+
+    def select(self, comparison: str, a: Any, b: Any, then: Any, other: Any) -> Any:
+        return self.builder.select(self.builder.fcmp_ordered(comparison, a, b), then, other)
+
+    def or_nan(self, x: Any, value: Any) -> Any:
+        """`value`, or x where x is NaN."""
+        return self.select("==", x, x, value, x)
+
+    def power_of_two(self, n: Any) -> Any:
+        """2^n for whole n in the range of normal numbers."""
+        builder = self.builder
+        integers = ir.VectorType(ir.IntType(self.vec.dtype.bitwidth), self.vec.lanes)
+
+        def splat(value: int) -> Any:
+            return ir.Constant(integers, [value] * self.vec.lanes)
+
+        bits = builder.bitcast(builder.fadd(n, self.rounder), integers)
+        shift = splat(self.format.mantissa_bits)
+        bias = splat(self.format.exponent_bias << self.format.mantissa_bits)
+        return builder.bitcast(builder.add(builder.shl(bits, shift), bias), self.vec.ir)
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """n and expm1(r) with x = n ln 2 + r."""
+        builder, form = self.builder, self.format
+        n = self.fma(x, self.const(1 / math.log(2)), self.rounder)
+        n = builder.fsub(n, self.rounder)
+        r = self.fma(n, self.const(-form.ln2_high), x)
+        r = self.fma(n, self.const(-form.ln2_low), r)
+        p = self.const(1 / math.factorial(form.degree))
+        for power in range(form.degree - 1, 1, -1):
+            p = self.fma(p, r, self.const(1 / math.factorial(power)))
+        return n, self.fma(builder.fmul(p, r), r, r)
+
+    def exp(self, x: Any) -> Any:
+        """exp without its NaN."""
+        builder, form = self.builder, self.format
+        low, high = self.const(form.smallest), self.const(form.largest)
+        clamped = self.select("<", x, high, x, high)
+        clamped = self.select(">", clamped, low, clamped, low)
+        n, m = self.split(clamped)
+        # Two factors, so that subnormal results and those next to overflow are right.
+        half = builder.fsub(self.fma(n, self.const(0.5), self.rounder), self.rounder)
+        value = builder.fmul(builder.fadd(m, self.const(1.0)), self.power_of_two(half))
+        return builder.fmul(value, self.power_of_two(builder.fsub(n, half)))
+
+
+@lower_on_vec(primitives.exp, 1)
+def _exp(builder: Any, vec: Vec, x: Any) -> Any:
+    maths = _Maths(builder, vec)
+    return maths.or_nan(x, maths.exp(x))
+
+
+@lower_on_vec(primitives.sigmoid, 1)
+def _sigmoid(builder: Any, vec: Vec, x: Any) -> Any:
+    """1 / (1 + e) or e / (1 + e) with e = exp(-|x|), so nothing overflows nor cancels."""
+    maths = _Maths(builder, vec)
+    one = maths.const(1.0)
+    e = maths.exp(builder.fneg(call_llvm(builder, vec, "fabs", x)))
+    numerator = maths.select(">=", x, maths.const(0.0), one, e)
+    return maths.or_nan(x, builder.fdiv(numerator, builder.fadd(one, e)))
+
+
+@lower_on_vec(primitives.tanh, 1)
+def _tanh(builder: Any, vec: Vec, x: Any) -> Any:
+    """-m / (m + 2) with m = expm1(-2 |x|), with the sign of x."""
+    maths = _Maths(builder, vec)
+    limit = maths.const(maths.format.tanh_limit)
+    size = call_llvm(builder, vec, "fabs", x)
+    size = maths.select("<", size, limit, size, limit)
+    n, m = maths.split(builder.fmul(size, maths.const(-2.0)))
+    scale = maths.power_of_two(n)
+    m = maths.fma(scale, m, builder.fsub(scale, maths.const(1.0)))
+    value = builder.fdiv(builder.fneg(m), builder.fadd(m, maths.const(2.0)))
+    return maths.or_nan(x, call_llvm(builder, vec, "copysign", value, x))

@@ -1,0 +1,134 @@
+"""What follows from a cell and its sizes: where its blocks lie, and how scratch memory is laid out.
+
+The same functions serve both ends, the Python that allocates and the kernels that index. Rows of
+scratch get one vector of padding: strides of a power of two would put all rows of a tile into the
+same few cache sets.
+"""
+
+from typing import NamedTuple
+
+from numba.extending import register_jitable
+
+from ..cells import Cell
+
+
+class PhasePlan(NamedTuple):
+    """Where a phase's blocks lie among the cell's."""
+
+    number: int
+    first: int  # its first pre-activation
+    blocks: int  # its pre-activations
+    inputs: int  # how many of them the input feeds: the leading ones
+    recurrents: int  # how many of them the operand feeds: the trailing ones
+    first_value: int  # values of earlier phases
+    values: int  # its own values
+    inputs_before: int  # `inputs` of the earlier phases together
+    recurrents_before: int  # `recurrents` of the earlier phases together
+
+    @property
+    def first_recurrent(self) -> int:
+        """The first pre-activation that the operand feeds."""
+        return self.first + self.blocks - self.recurrents
+
+
+def phase_plans(cell: Cell) -> tuple[PhasePlan, ...]:
+    """The plan of each phase."""
+    plans: list[PhasePlan] = []
+    first = first_value = inputs_before = recurrents_before = 0
+    for number, phase in enumerate(cell.phases):
+        pre = phase.pre_activations
+        inputs, recurrents = (sum(getattr(p, part) for p in pre) for part in ("input", "recurrent"))
+        own = (number, first, len(pre), inputs, recurrents, first_value, len(phase.values))
+        plans.append(PhasePlan(*own, inputs_before, recurrents_before))
+        first += len(pre)
+        first_value += len(phase.values)
+        inputs_before += inputs
+        recurrents_before += recurrents
+    return tuple(plans)
+
+
+class Sizes(NamedTuple):
+    """Lengths in elements of one row of each kind."""
+
+    unit: int  # H in whole vectors
+    x: int  # inputs of one packed row
+    pre: int  # its pre-activations, or their gradients
+    value: int  # its saved values
+    h: int  # one member of the state
+
+
+@register_jitable
+def padded(size, lanes):
+    """`size` rounded up to whole vectors."""
+    return (size + lanes - 1) // lanes * lanes
+
+
+@register_jitable
+def row_sizes(num_pre, num_values, input_size, hidden_size, lanes):
+    """Row lengths of a cell with so many pre-activations and values."""
+    unit = padded(hidden_size, lanes)
+    return Sizes(
+        unit,
+        padded(input_size, lanes) + lanes,
+        num_pre * unit + lanes,
+        num_values * unit,
+        unit + lanes,
+    )
+
+
+class ForwardLayout(NamedTuple):
+    """Indices into a worker's part of the workspace of the forward loop."""
+
+    state: int  # (states, rows, h)
+    operand: int  # (2, rows, h): the one being multiplied and the next one take turns
+    x: int  # (rows * steps, x)
+    pre: int  # (rows * steps, pre)
+    values: int  # (rows, value), used when values are not kept
+    end: int
+
+
+@register_jitable
+def forward_layout(start, rows, steps, states, size):
+    """Lay out the forward workspace, from index `start`, for so many rows and steps a block."""
+    operand = start + states * rows * size.h
+    x = operand + 2 * rows * size.h
+    pre = x + rows * steps * size.x
+    values = pre + rows * steps * size.pre
+    return ForwardLayout(start, operand, x, pre, values, values + rows * size.value)
+
+
+class BackwardLayout(NamedTuple):
+    """Indices into a worker's part of the workspace of the backward loop."""
+
+    dstate: int  # (states, rows, h)
+    h: int  # (rows, h): h before the step
+    doperand: int  # (rows, h)
+    dvalues: int  # (rows, value)
+    end: int
+
+
+@register_jitable
+def backward_layout(start, rows, states, size):
+    """Lay out the backward workspace, from index `start`, for so many rows a block."""
+    h = start + states * rows * size.h
+    doperand = h + rows * size.h
+    dvalues = doperand + rows * size.h
+    return BackwardLayout(start, h, doperand, dvalues, dvalues + rows * size.value)
+
+
+def chain(functions):
+    """One compiled function that calls all of them, in order, with the same arguments.
+
+    Phases differ in their number of gates, so a loop over them has no single type to compile.
+    """
+    first, *rest = (register_jitable(f) for f in functions)
+    if not rest:
+        return first
+    others = chain(rest)
+
+    @register_jitable
+    def both(*args):
+        first(*args)
+        others(*args)
+
+    return both

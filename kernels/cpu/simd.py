@@ -1,0 +1,204 @@
+"""A SIMD vector as a Numba type: arithmetic, loads and stores.
+
+`Vec` stands for an LLVM vector as wide as the CPU's registers, so a function written for one unit
+runs on 16 of them (float32, AVX-512). The register width is read from the features that Numba
+compiles for; the same source serves AVX-512, AVX2, SSE and NEON.
+"""
+
+import operator
+from typing import Any
+
+import llvmlite.binding
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import RequireLiteralValue
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from .. import primitives
+
+
+def cpu_features() -> set[str]:
+    """Features of the CPU that Numba compiles for (NUMBA_CPU_FEATURES, else the host's)."""
+    text = numba.config.CPU_FEATURES
+    if text is None:
+        text = llvmlite.binding.get_host_cpu_features().flatten()
+    return {f[1:] for f in text.split(",") if f.startswith("+")}
+
+
+def register_bits() -> int:
+    """Width of the widest vector register."""
+    features = cpu_features()
+    return 512 if "avx512f" in features else 256 if "avx2" in features else 128
+
+
+def register_count() -> int:
+    """Number of vector registers: 16 on x86 before AVX-512, else 32."""
+    wide = "avx512f" in cpu_features() or "neon" in cpu_features()
+    return 32 if wide else 16
+
+
+def lanes_of(dtype: types.Float) -> int:
+    """Elements of `dtype` in one vector."""
+    return register_bits() // dtype.bitwidth
+
+
+class Vec(types.Type):
+    """A vector of `lanes` elements of a floating type."""
+
+    def __init__(self, dtype: types.Float, lanes: int) -> None:
+        self.dtype = dtype
+        self.lanes = lanes
+        super().__init__(f"Vec({dtype}, {lanes})")
+
+    @property
+    def ir(self) -> ir.VectorType:
+        """The LLVM type."""
+        scalar = ir.FloatType() if self.dtype.bitwidth == 32 else ir.DoubleType()
+        return ir.VectorType(scalar, self.lanes)
+
+    @property
+    def suffix(self) -> str:
+        """The type's part of the names of LLVM's intrinsics."""
+        return f"v{self.lanes}f{self.dtype.bitwidth}"
+
+
+def vec_of(array: Any) -> Vec:
+    """The vector type that holds elements of an array type."""
+    return Vec(array.dtype, lanes_of(array.dtype))
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Vec) -> None:
+        super().__init__(dmm, fe_type, fe_type.ir)
+
+
+def lower_on_vec(function: Any, arity: int) -> Any:
+    """Decorator: ``emit(builder, vec, *values)`` becomes `function` for `arity` equal vectors."""
+
+    def register(emit: Any) -> Any:
+        @infer_global(function)
+        class _Template(AbstractTemplate):
+            def generic(self, args: Any, kws: Any) -> Any:
+                first = args[0]
+                if len(args) == arity and isinstance(first, Vec) and set(args) == {first}:
+                    return signature(first, *args)
+                return None
+
+        @lower_builtin(function, *[Vec] * arity)
+        def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return emit(builder, sig.return_type, *args)
+
+        return emit
+
+    return register
+
+
+def constant(vec: Vec, value: float) -> ir.Constant:
+    """A vector with `value` in every lane, rounded to the element type."""
+    element = ir.Constant(vec.ir.element, float(vec.dtype(value)))
+    return ir.Constant(vec.ir, [element] * vec.lanes)
+
+
+def call_llvm(builder: Any, vec: Vec, name: str, *args: Any) -> Any:
+    """Call one of LLVM's elementwise intrinsics (``llvm.fma``, ``llvm.fabs``, …)."""
+    kind = ir.FunctionType(vec.ir, [vec.ir] * len(args))
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{vec.suffix}")
+    return builder.call(function, args)
+
+
+lower_on_vec(operator.add, 2)(lambda builder, vec, a, b: builder.fadd(a, b))
+lower_on_vec(operator.sub, 2)(lambda builder, vec, a, b: builder.fsub(a, b))
+lower_on_vec(operator.mul, 2)(lambda builder, vec, a, b: builder.fmul(a, b))
+lower_on_vec(operator.truediv, 2)(lambda builder, vec, a, b: builder.fdiv(a, b))
+lower_on_vec(operator.neg, 1)(lambda builder, vec, a: builder.fneg(a))
+lower_on_vec(primitives.one_like, 1)(lambda builder, vec, a: constant(vec, 1.0))
+lower_on_vec(primitives.zero_like, 1)(lambda builder, vec, a: constant(vec, 0.0))
+
+
+def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Address of element `index` of a contiguous array, without a bounds check or wrap-around."""
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+
+
+def load(builder: Any, vec: Vec, pointer: Any) -> Any:
+    """Load a vector; only the element's own alignment is assumed."""
+    value = builder.load(builder.bitcast(pointer, vec.ir.as_pointer()))
+    value.align = vec.dtype.bitwidth // 8
+    return value
+
+
+def store(builder: Any, vec: Vec, value: Any, pointer: Any) -> None:
+    """Store a vector; only the element's own alignment is assumed."""
+    instruction = builder.store(value, builder.bitcast(pointer, vec.ir.as_pointer()))
+    instruction.align = vec.dtype.bitwidth // 8
+
+
+def literal(value: Any) -> int:
+    """The number in a literal integer type."""
+    if not isinstance(value, types.IntegerLiteral):
+        raise RequireLiteralValue(value)
+    return value.literal_value
+
+
+def group_type(array: Any, count: int) -> Any:
+    """The type of a tuple of `count` vectors."""
+    return types.UniTuple(vec_of(array), count) if count else types.Tuple(())
+
+
+@intrinsic(prefer_literal=True)
+def load_group(typing: Any, array: Any, start: Any, stride: Any, count: Any) -> Any:
+    """Tuple of `count` vectors that begin `stride` elements apart in a contiguous array."""
+    result = group_type(array, literal(count))
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        loaded = []
+        for number in range(literal(count)):
+            index = builder.add(args[1], builder.mul(args[2], args[2].type(number)))
+            pointer = element_pointer(context, builder, sig.args[0], args[0], index)
+            loaded.append(load(builder, vec_of(array), pointer))
+        return context.make_tuple(builder, result, loaded)
+
+    return result(array, types.intp, types.intp, count), emit
+
+
+@intrinsic
+def store_group(typing: Any, array: Any, start: Any, stride: Any, group: Any) -> Any:
+    """Store a tuple of vectors `stride` elements apart in a contiguous array."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        for number, value in enumerate(cgutils.unpack_tuple(builder, args[3], len(group))):
+            index = builder.add(args[1], builder.mul(args[2], args[2].type(number)))
+            pointer = element_pointer(context, builder, sig.args[0], args[0], index)
+            store(builder, vec_of(array), value, pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, group), emit
+
+
+@intrinsic(prefer_literal=True)
+def zero_group(typing: Any, array: Any, count: Any) -> Any:
+    """Tuple of `count` zero vectors of the array's type."""
+    result = group_type(array, literal(count))
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = constant(vec_of(array), 0.0)
+        return context.make_tuple(builder, result, [zero] * literal(count))
+
+    return result(array, count), emit
+
+
+@intrinsic
+def add_group(typing: Any, group: Any, addends: Any) -> Any:
+    """Add to the leading members of a tuple of vectors; the others stay."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        sums = cgutils.unpack_tuple(builder, args[0], len(group))
+        for number, value in enumerate(cgutils.unpack_tuple(builder, args[1], len(addends))):
+            sums[number] = builder.fadd(sums[number], value)
+        return context.make_tuple(builder, group, sums)
+
+    return group(group, addends), emit

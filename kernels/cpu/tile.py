@@ -1,0 +1,241 @@
+"""The product of rows and packed panels: the one matrix kernel of the CPU backend.
+
+Every product here (projection, recurrence, their gradients) adds to sums that lie in memory:
+
+    C[row, panel, gate] += sum over blocks and k of A[row, block, k] * B[panel, block, k, gate]
+
+where a panel is one SIMD vector of units and B is packed so that it is read in order. The sums of a
+tile of rows and panels stay in registers while k runs. Each sum is one accumulator over ascending k
+whatever the tile, so no result depends on how rows are grouped.
+
+The loops are emitted as LLVM code, for one reason: tiles of a dozen shapes, which Numba would have
+to compile as a dozen nested functions (4 to 7 s instead of 1).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .simd import Vec, call_llvm, element_pointer, literal, load, register_count, store, vec_of
+
+
+def _descending(largest: int) -> tuple[int, ...]:
+    """`largest`, then every power of two below it."""
+    powers = [1 << p for p in range(largest.bit_length()) if 1 << p < largest]
+    return (largest, *reversed(powers))
+
+
+def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Row counts of the tiles for so many gates, largest first, each with its panel counts.
+
+    Three quarters of the registers hold sums; the rest hold one step's weights and the broadcast.
+    Fewer rows take several panels at once, so that enough independent sums hide the latency of the
+    multiply-add. Both lists end in 1, so every size is covered.
+    """
+    budget = register_count() * 3 // 4
+    rows = max(1, min(8, budget // gates))
+    return tuple((r, _descending(max(1, min(4, budget // (r * gates))))) for r in _descending(rows))
+
+
+class _Operands(NamedTuple):
+    """Addresses of a tile's first elements, distances in elements, and lengths (LLVM values)."""
+
+    C: Any
+    c_row: Any
+    c_gate: Any
+    A: Any
+    a_row: Any
+    a_block: Any
+    a_k: Any
+    B: Any
+    b_panel: Any
+    blocks: Any
+    K: Any
+
+
+@contextmanager
+def _count_up(builder: Any, limit: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """``for i in range(limit)`` for limit >= 1; gives i and the function that carries a value.
+
+    ``carry(first)`` returns the value at the top of the loop and a list into which the body puts
+    the value for the next round; after the loop that value is the final one.
+    """
+    before = builder.block
+    body = builder.append_basic_block(name)
+    builder.branch(body)
+    builder.position_at_end(body)
+    carried: list[tuple[Any, list[Any]]] = []
+
+    def carry(first: Any) -> tuple[Any, list[Any]]:
+        phi = builder.phi(first.type)
+        phi.add_incoming(first, before)
+        following: list[Any] = []
+        carried.append((phi, following))
+        return phi, following
+
+    i, i_next = carry(limit.type(0))
+    yield i, carry
+    i_next.append(builder.add(i, limit.type(1)))
+    again = builder.icmp_signed("<", i_next[0], limit)
+    for phi, (value,) in carried:
+        phi.add_incoming(value, builder.block)
+    after = builder.append_basic_block(f"{name}.end")
+    branch = builder.cbranch(again, body, after)
+    # Without this LLVM unrolls every tile several times: no faster, and 3 s more to compile.
+    module = builder.module
+    disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    loop = ir.values.MDValue(module, [disable], name=str(len(module.metadata)))
+    loop.operands = (loop, disable)
+    branch.set_metadata("llvm.loop", loop)
+    builder.position_at_end(after)
+
+
+def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gates: int) -> None:
+    """One tile: load its sums, run over blocks and k, store them."""
+    integer = o.K.type
+
+    def step(pointer: Any, *distances: tuple[Any, int]) -> Any:
+        for distance, times in distances:
+            pointer = builder.gep(pointer, [builder.mul(distance, integer(times))])
+        return pointer
+
+    lane = integer(1)
+    where = [
+        step(o.C, (o.c_row, row), (lane, panel * vec.lanes), (o.c_gate, gate))
+        for row in range(rows)
+        for panel in range(panels)
+        for gate in range(gates)
+    ]
+    sums = [load(builder, vec, pointer) for pointer in where]
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vec.lanes), [0] * vec.lanes)
+    undefined = ir.Constant(vec.ir, ir.Undefined)
+
+    with _count_up(builder, o.blocks, "block") as (block, carry_block):
+        outer = [carry_block(value) for value in (o.B, *sums)]
+        a_block = builder.gep(o.A, [builder.mul(block, o.a_block)])
+        with _count_up(builder, o.K, "k") as (_, carry):
+            b, *inner = [carry(value) for value, _ in outer]
+            a, a_next = carry(a_block)
+            weights = [
+                load(builder, vec, step(b[0], (o.b_panel, panel), (lane, gate * vec.lanes)))
+                for panel in range(panels)
+                for gate in range(gates)
+            ]
+            for row in range(rows):
+                scalar = builder.load(step(a, (o.a_row, row)))
+                first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+                operand = builder.shuffle_vector(first, undefined, everywhere)
+                for number, weight in enumerate(weights):
+                    total, following = inner[row * len(weights) + number]
+                    following.append(call_llvm(builder, vec, "fma", operand, weight, total))
+            a_next.append(builder.gep(a, [o.a_k]))
+            b[1].append(step(b[0], (lane, gates * vec.lanes)))
+        for (_, result), (_, following) in zip([b, *inner], outer, strict=True):
+            following.extend(result)
+
+    for pointer, (_, (total,)) in zip(where, outer[1:], strict=True):
+        store(builder, vec, total, pointer)
+
+
+@intrinsic(prefer_literal=True)
+def product(
+    typing: Any,
+    C: Any,  # flat; the sums, updated
+    c: Any,  # index of the first sum
+    c_row: Any,  # distance between rows
+    c_gate: Any,  # distance between gates; panels lie one vector apart
+    A: Any,  # flat; the broadcast operand
+    a: Any,  # index of its first element
+    a_row: Any,
+    a_block: Any,
+    a_k: Any,
+    B: Any,  # flat; packed vectors
+    b: Any,  # index of the first
+    b_panel: Any,  # distance between panels; blocks, k and gates are contiguous
+    blocks: Any,
+    K: Any,  # length of a block
+    rows: Any,
+    panels: Any,
+    gates: Any,  # literal
+) -> Any:
+    """``C[row, panel, gate] += sum A[row, block, k] B[panel, block, k, gate]`` for any size.
+
+    Without gates there is nothing to add.
+    """
+    index = types.intp
+    sig = types.void(
+        *(C, index, index, index),
+        *(A, index, index, index, index),
+        *(B, index, index),
+        *(index, index, index, index, gates),
+    )
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if literal(gates) == 0:
+            return context.get_dummy_value()
+        c0, c_row, c_gate = args[1:4]
+        a0, a_row, a_block, a_k = args[5:9]
+        b0, b_panel, blocks, K, all_rows, all_panels = args[10:16]
+        vec, integer = vec_of(C), K.type
+        first_c, first_a, first_b = (
+            element_pointer(context, builder, sig.args[n], args[n], value)
+            for n, value in ((0, c0), (4, a0), (9, b0))
+        )
+        row = cgutils.alloca_once(builder, integer)
+        panel = cgutils.alloca_once(builder, integer)
+
+        def tile(tile_rows: int, tile_panels: int) -> None:
+            at_row, at_panel = builder.load(row), builder.load(panel)
+            to_panel = builder.mul(at_panel, integer(vec.lanes))
+            operands = _Operands(
+                builder.gep(first_c, [builder.add(builder.mul(at_row, c_row), to_panel)]),
+                *(c_row, c_gate),
+                builder.gep(first_a, [builder.mul(at_row, a_row)]),
+                *(a_row, a_block, a_k),
+                builder.gep(first_b, [builder.mul(at_panel, b_panel)]),
+                *(b_panel, blocks, K),
+            )
+            _emit_tile(builder, vec, operands, tile_rows, tile_panels, literal(gates))
+
+        @contextmanager
+        def while_left(counter: Any, limit: Any, at_once: int) -> Iterator[None]:
+            """``while counter + at_once <= limit: ...; counter += at_once``."""
+            test, body, end = (builder.append_basic_block(n) for n in ("test", "body", "end"))
+            builder.branch(test)
+            builder.position_at_end(test)
+            following = builder.add(builder.load(counter), integer(at_once))
+            builder.cbranch(builder.icmp_signed("<=", following, limit), body, end)
+            builder.position_at_end(body)
+            yield
+            builder.store(following, counter)
+            builder.branch(test)
+            builder.position_at_end(end)
+
+        some = builder.and_(
+            builder.icmp_signed(">", blocks, integer(0)), builder.icmp_signed(">", K, integer(0))
+        )
+        with builder.if_then(some):
+            builder.store(integer(0), row)
+            (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
+            # Full tiles: a panel's weights stay in L1 while all rows pass.
+            builder.store(integer(0), panel)
+            for tile_panels in full_panels:
+                with while_left(panel, all_panels, tile_panels):
+                    builder.store(integer(0), row)
+                    with while_left(row, all_rows, full_rows):
+                        tile(full_rows, tile_panels)
+            # What is left has fewer rows than a full tile.
+            for tile_rows, panel_counts in smaller:
+                with while_left(row, all_rows, tile_rows):
+                    builder.store(integer(0), panel)
+                    for tile_panels in panel_counts:
+                        with while_left(panel, all_panels, tile_panels):
+                            tile(tile_rows, tile_panels)
+        return context.get_dummy_value()
+
+    return sig, emit

@@ -1,0 +1,127 @@
+"""Random problems for any cell, and the specification's answers to them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import reference
+import toys
+
+import fastgru
+from fastgru.kernels.cells import CELLS
+
+TOY_CELLS = tuple(cell.name for cell in toys.TOYS)
+ALL_CELLS = tuple(CELLS)
+SHIPPED_CELLS = tuple(name for name in ALL_CELLS if name not in TOY_CELLS)
+DTYPES = ("float32", "float64")
+
+
+class Problem(NamedTuple):
+    """Arguments of forward_train and backward, states as tuples."""
+
+    x: Any
+    params: fastgru.Params
+    h0: tuple[Any, ...]
+    lengths: Any
+    dy: Any
+    dh_n: tuple[Any, ...]
+
+    @property
+    def layers(self) -> Any:
+        """The weights as the specification takes them."""
+        return [[dict(w.items()) for w in layer] for layer in self.params.layers]
+
+    def astype(self, dtype: str) -> "Problem":
+        """The same problem in another precision."""
+        return Problem(
+            self.x.astype(dtype),
+            self.params.map(lambda w: w.astype(dtype)),
+            tuple(h.astype(dtype) for h in self.h0),
+            self.lengths,
+            self.dy.astype(dtype),
+            tuple(h.astype(dtype) for h in self.dh_n),
+        )
+
+
+def as_state(members: tuple[Any, ...]) -> Any:
+    """A tuple of members as the public functions take and give it."""
+    return members if len(members) > 1 else members[0]
+
+
+def as_members(state: Any) -> tuple[Any, ...]:
+    """What the public functions take and give as a tuple of members."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def draw(
+    cell: str,
+    sizes: tuple[int, int, int, int] = (3, 4, 3, 5),
+    *,
+    L: int = 1,
+    D: int = 1,
+    bias: bool = True,
+    lengths: Any = None,
+    dtype: str = "float64",
+    seed: int = 0,
+) -> Problem:
+    """A problem with sizes (N, T, I, H); values are exact in float32."""
+    N, T, I, H = sizes
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype("float32").astype(dtype)
+
+    params = fastgru.init_params(
+        I, H, cell=cell, num_layers=L, bidirectional=D == 2, bias=bias, rng=rng
+    ).map(lambda w: w.astype(dtype))
+    members = range(len(CELLS[cell].states))
+    return Problem(
+        normal(N, T, I),
+        params,
+        tuple(normal(L * D, N, H) for _ in members),
+        lengths,
+        normal(N, T, D * H),
+        tuple(normal(L * D, N, H) for _ in members),
+    )
+
+
+def solve(problem: Problem) -> tuple[Any, Any, fastgru.Gradients]:
+    """y, h_n and gradients from the library."""
+    x, params, h0, lengths, dy, dh_n = problem
+    y, h_n, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
+    return y, h_n, fastgru.backward(saved, dy, as_state(dh_n))
+
+
+def specified(problem: Problem) -> tuple[Any, Any]:
+    """y and h_n from the specification."""
+    x, params, h0, lengths, _, _ = problem
+    return reference.forward(x, problem.layers, params.cell, h0, lengths)
+
+
+def flatten(*results: Any) -> list[Any]:
+    """All arrays in results: arrays, tuples, Gradients, Params."""
+    arrays: list[Any] = []
+    for result in results:
+        if isinstance(result, fastgru.Params):
+            arrays += result.to_dict().values()
+        elif isinstance(result, tuple):
+            arrays += flatten(*result)
+        elif result is not None:
+            arrays.append(result)
+    return arrays
+
+
+def assert_same_bits(got: Any, want: Any) -> None:
+    """All arrays in two results are equal to the bit, NaN included."""
+    ours, theirs = flatten(got), flatten(want)
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes()
+
+
+def assert_close(got: Any, want: Any, tolerance: float) -> None:
+    """Finite, of the same shape, and within `tolerance`, relative where more than 1 is wanted."""
+    assert got.shape == want.shape
+    assert np.isfinite(got).all()
+    assert (np.abs(got - want) <= tolerance * np.maximum(1, np.abs(want))).all()

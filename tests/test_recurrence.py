@@ -1,0 +1,130 @@
+"""Every cell against the specification: outputs, and every gradient, over the whole matrix."""
+
+import numpy as np
+import pytest
+import reference
+from problems import (
+    ALL_CELLS,
+    DTYPES,
+    Problem,
+    as_members,
+    as_state,
+    assert_close,
+    draw,
+    solve,
+    specified,
+)
+
+import fastgru
+
+# Rounding of one step: sums of I + H products, then elementary functions good to 3 ulp. The state
+# forgets earlier errors, so T does not enter. In float64 the specification rounds as well.
+FORWARD_K = 1.0
+ELEMENTARY = 3.0
+# Gradients sum over time and rows as well, and their terms can cancel.
+BACKWARD_K = 16.0
+
+LENGTHS = {"full": None, "uneven": [2, 0, 4]}
+WIDE_LENGTHS = [6, 1, 0, 3, 6, 2, 5, 4, 1, 6, 6, 3, 2, 2, 5, 6, 0, 1, 4]  # 19 rows
+
+
+def bound(problem: Problem, k: float) -> float:
+    """eps (k sqrt(I + H) + 3), for the widest layer."""
+    params = problem.params
+    inputs = max(params.input_size, params.hidden_size * params.num_directions)
+    eps = float(np.finfo(params.dtype).eps)
+    return eps * (k * float(np.sqrt(inputs + params.hidden_size)) + ELEMENTARY)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("L", [1, 2])
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_gradients_element_by_element(cell: str, L: int, D: int, lengths: str) -> None:
+    """Against the complex step, which is exact: 1e-10 of every single derivative."""
+    problem = draw(cell, (3, 4, 3, 5), L=L, D=D, lengths=LENGTHS[lengths])
+    x, _, h0, steps, dy, dh_n = problem
+    y, h_n, gradients = solve(problem)
+    want_y, want_h = specified(problem)
+    assert_close(y, want_y, bound(problem, FORWARD_K))
+    for got, want in zip(as_members(h_n), want_h, strict=True):
+        assert_close(got, want, bound(problem, FORWARD_K))
+
+    dx, dh0, dlayers = reference.gradients(x, problem.layers, cell, h0, steps, dy, dh_n)
+    assert_close(gradients.x, dx, 1e-10)
+    for got, want in zip(as_members(gradients.h0), dh0, strict=True):
+        assert_close(got, want, 1e-10)
+    for layer, want_layer in zip(gradients.params.layers, dlayers, strict=True):
+        for weights, want_weights in zip(layer, want_layer, strict=True):
+            assert [name for name, _ in weights.items()] == list(want_weights)
+            for name, got in weights.items():
+                assert_close(got, want_weights[name], 1e-10)
+
+
+@pytest.mark.parametrize("sizes", [(19, 6, 13, 37), (1, 9, 1, 1), (5, 6, 40, 16), (2, 3, 17, 65)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_sizes_that_fill_and_split_tiles(
+    cell: str, dtype: str, sizes: tuple[int, int, int, int]
+) -> None:
+    """Rows, units and inputs that are and are not multiples of tiles and vectors."""
+    lengths = WIDE_LENGTHS if sizes[0] == len(WIDE_LENGTHS) else None
+    problem = draw(cell, sizes, lengths=lengths, dtype=dtype)
+    y, h_n, gradients = solve(problem)
+    want_y, want_h = specified(problem)
+    assert_close(y, want_y, bound(problem, FORWARD_K))
+    for got, want in zip(as_members(h_n), want_h, strict=True):
+        assert_close(got, want, bound(problem, FORWARD_K))
+
+    exact = problem.astype("float64")
+    rng = np.random.default_rng(1)
+    named = gradients.params.to_dict()
+    for name, gradient in [("x", gradients.x), *named.items()]:
+        direction = rng.standard_normal(gradient.shape)
+        direction /= np.linalg.norm(direction)
+        weights = fastgru.Params.from_dict(
+            {key: direction if key == name else np.zeros(g.shape) for key, g in named.items()},
+            cell=cell,
+        )
+        moved = (
+            direction if name == "x" else None,
+            None,
+            [[dict(w.items()) for w in layer] for layer in weights.layers],
+        )
+        args = (exact.x, exact.layers, cell, exact.h0, lengths, exact.dy, exact.dh_n)
+        want = reference.directional(*args, moved)
+        got = float(np.vdot(direction, gradient.astype("float64")))
+        scale = max(1.0, float(np.linalg.norm(gradient.astype("float64"))))
+        assert abs(got - want) <= bound(problem, BACKWARD_K) * scale, name
+
+
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_float32_gradients_follow_float64(cell: str) -> None:
+    """Every gradient in float32, two layers, both directions, lengths."""
+    exact = draw(cell, (19, 6, 13, 37), L=2, D=2, lengths=WIDE_LENGTHS)
+    _, _, want = solve(exact)
+    _, _, got = solve(exact.astype("float32"))
+    for a, b in zip(
+        [got.x, *as_members(got.h0), *got.params.to_dict().values()],
+        [want.x, *as_members(want.h0), *want.params.to_dict().values()],
+        strict=True,
+    ):
+        assert a.dtype == np.float32
+        assert_close(a / np.abs(b).max(), b / np.abs(b).max(), bound(exact.astype("float32"), 4))
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_without_bias_and_initial_state(cell: str, D: int) -> None:
+    """No bias is a zero bias, no h0 a zero h0; the gradient of h0 is there all the same."""
+    problem = draw(cell, L=2, D=D, bias=False)
+    zeros = tuple(np.zeros_like(h) for h in problem.h0)
+    problem = problem._replace(h0=zeros)
+    y, _, saved = fastgru.forward_train(problem.x, problem.params)
+    want_y, _ = specified(problem)
+    assert_close(y, want_y, bound(problem, FORWARD_K))
+    gradients = fastgru.backward(saved, problem.dy, as_state(problem.dh_n))
+    assert not [key for key in gradients.params.to_dict() if key.startswith("bias")]
+    _, _, with_zeros = solve(problem)
+    for got, want in zip(as_members(gradients.h0), as_members(with_zeros.h0), strict=True):
+        assert_close(got, want, 0.0)
