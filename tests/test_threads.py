@@ -1,0 +1,175 @@
+"""Threads, forks and pools: right results and the same bits, whatever the host program does.
+
+Each check runs in a process of its own: what is tested is the state of a process's thread pool.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+# Large enough for the parallel kernels: see `fastgru.kernels.cpu.threads`.
+PROBLEM = """
+import numpy as np
+import fastgru
+from fastgru.kernels.cpu import build, threads
+
+rng = np.random.default_rng(0)
+params = fastgru.init_params(32, 64, rng=0)
+x = rng.standard_normal((24, 30, 32)).astype("float32")
+dy = rng.standard_normal((24, 30, 64)).astype("float32")
+
+def everything():
+    y, h_n, saved = fastgru.forward_train(x, params)
+    gradients = fastgru.backward(saved, dy)
+    arrays = [y, h_n, gradients.x, gradients.h0, *gradients.params.to_dict().values()]
+    return b"".join(a.tobytes() for a in arrays)
+
+def went_parallel():
+    return build.forward_kernel.cache_info().currsize and any(
+        build.forward_kernel(fastgru.params.CELLS["gru"], "float32", True).signatures
+    )
+"""
+
+
+def run(code: str, **environment: Any) -> str:
+    """Output of a program that starts with the problem above."""
+    program = textwrap.dedent(PROBLEM) + textwrap.dedent(code)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def needs_omp() -> None:
+    """Skip where Numba has no OpenMP layer."""
+    out = run("import numba; numba.get_num_threads(); print(numba.threading_layer())")
+    if out.strip() != "omp":
+        pytest.skip(f"Numba's layer here is {out.strip()}")
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    out = run(
+        """
+        import numba
+        results = {}
+        for count in (1, 2, 3):
+            if count <= numba.config.NUMBA_NUM_THREADS:
+                numba.set_num_threads(count)
+                results[count] = everything()
+                assert numba.get_num_threads() == count
+        assert len(results) == 3 and len(set(results.values())) == 1
+        print(threads.allowed_threads(10**9))
+        """,
+        NUMBA_NUM_THREADS="3",
+    )
+    assert out.split() == ["3"]  # the parallel kernels did run
+
+
+def test_workqueue_stays_serial() -> None:
+    """That layer aborts the process when two Python threads enter it."""
+    run(
+        """
+        import threading
+        expected = everything()
+        found = []
+        workers = [threading.Thread(target=lambda: found.append(everything())) for _ in range(4)]
+        [w.start() for w in workers], [w.join() for w in workers]
+        assert threads.allowed_threads(10**9) == 1
+        assert found == [expected] * 4
+        """,
+        NUMBA_THREADING_LAYER="workqueue",
+    )
+
+
+def test_many_python_threads_at_once(needs_omp: None) -> None:
+    run(
+        """
+        import threading
+        expected = everything()
+        found = []
+        def work():
+            for _ in range(5):
+                found.append(everything())
+        workers = [threading.Thread(target=work) for _ in range(4)]
+        [w.start() for w in workers], [w.join() for w in workers]
+        assert found == [expected] * 20
+        """,
+        NUMBA_NUM_THREADS="2",
+        NUMBA_THREADING_LAYER="omp",
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_child_processes(needs_omp: None, method: str) -> None:
+    """After parallel work in the parent: Numba kills a forked child that goes parallel."""
+    run(
+        """
+        import concurrent.futures, multiprocessing, os
+        expected = everything()
+        assert threads.allowed_threads(10**9) > 1
+        if METHOD == "fork":
+            context = multiprocessing.get_context("fork")
+            with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+                assert [f.result() for f in [pool.submit(everything) for _ in range(4)]] == (
+                    [expected] * 4
+                )
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if everything() == expected else 3)
+            assert os.waitpid(child, 0)[1] == 0
+        else:
+            import subprocess, sys
+            # A spawned process is a new interpreter; this one has no importable main module.
+            again = subprocess.run(
+                [sys.executable, "-c", SOURCE], check=True, capture_output=True
+            ).stdout
+            assert again == expected
+        """.replace("METHOD", repr(method)).replace(
+            "SOURCE",
+            repr(PROBLEM + "\nimport sys; sys.stdout.buffer.write(everything())"),
+        ),
+        NUMBA_NUM_THREADS="2",
+        NUMBA_THREADING_LAYER="omp",
+    )
+
+
+def test_child_of_a_parent_that_used_numba_itself(needs_omp: None) -> None:
+    """The pool was started by the host before the fork; the library is first used after it."""
+    run(
+        """
+        import multiprocessing, numba
+        numba.get_num_threads()
+        @numba.njit(parallel=True)
+        def host(a):
+            for i in numba.prange(len(a)):
+                a[i] += 1
+        host(np.zeros(1000))
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply(everything) == everything()
+        """,
+        NUMBA_NUM_THREADS="2",
+        NUMBA_THREADING_LAYER="omp",
+    )
+
+
+def test_a_set_number_of_threads_is_respected() -> None:
+    out = run(
+        """
+        import numba
+        numba.set_num_threads(1)
+        everything()
+        print(threads.allowed_threads(10**9), numba.get_num_threads())
+        """,
+        NUMBA_NUM_THREADS="2",
+    )
+    assert out.split() == ["1", "1"]
