@@ -12,7 +12,7 @@ import numpy as np
 
 from .backends import check_dtype, check_shape, common_library
 from .packed import Packed, as_packed
-from .params import Params, Weights, check_flag
+from .params import Params, Weights, check_flag, whole_number
 
 State = Any  # an array, or for cells with more than one state a tuple of arrays
 
@@ -198,6 +198,9 @@ def _run(
             raise ValueError(f"lengths: expected None for x without samples, got {lengths!r}")
         lengths = _check_lengths(lengths, N, T)
     initial = layout.inner_state(_check_state("h0", h0, packed, N, layout.batched))
+    if keep:
+        # Callers carry the state on in place: backward must see what forward saw.
+        initial = tuple(member.copy() for member in initial)
     ragged = packed.backend.kernels.ragged_rows(lengths, N, T)
     y, final, inputs, values = _layers(inner, packed, initial, ragged, layout, keep)
     saved = Saved(params, packed, layout, ragged, initial, inputs, values)
@@ -340,20 +343,23 @@ def _check_same_dtype(name: str, array: Any, params: Params) -> None:
 
 def _check_lengths(lengths: Any, N: int, T: int) -> Any:
     """`lengths` as an array, if they are N whole numbers from 0 to T."""
-    listed = lengths if isinstance(lengths, list | tuple) else ()
-    if any(isinstance(length, bool | np.bool_) for length in listed):
-        raise TypeError(f"lengths: expected whole numbers, got {lengths!r}")
-    array = np.asarray(lengths)
-    if array.size == 0 and array.ndim == 1:
-        array = array.astype(np.intp)  # an empty list has no integer dtype
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"lengths: expected whole numbers, got {lengths!r}")
-    check_shape("lengths", array, (N,), "(one for each sample)")
-    if N and not 0 <= array.min() <= array.max() <= T:
+    refusal = f"lengths: expected a sequence of {N} whole numbers, got {lengths!r}"
+    if type(lengths) is np.ndarray:
+        if lengths.dtype.kind not in "iu":
+            raise TypeError(refusal)
+        check_shape("lengths", lengths, (N,), "(one for each sample)")
+        values = lengths.tolist()
+    else:
+        if not isinstance(lengths, Sequence) or isinstance(lengths, str | bytes | bytearray):
+            raise TypeError(refusal)
+        values = [whole_number(f"lengths[{i}]", length) for i, length in enumerate(lengths)]
+        if len(values) != N:
+            raise ValueError(refusal)
+    if values and not 0 <= min(values) <= max(values) <= T:
         raise ValueError(
-            f"lengths: expected values from 0 to {T}, got {array.min()} to {array.max()}"
+            f"lengths: expected values from 0 to {T}, got {min(values)} to {max(values)}"
         )
-    return array
+    return np.array(values, np.intp)
 
 
 def _state_members(name: str, state: State, packed: Packed, optional: bool) -> tuple[Any, ...]:

@@ -36,11 +36,19 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def whole_number(name: str, value: Any) -> int:
+    """`value` as an int, if it is a whole number and no bool."""
+    if not isinstance(value, bool | np.bool_):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name}: expected a whole number, got {value!r}")
+
+
 def _check_size(name: str, value: Any) -> int:
-    """`value`, if it is a whole number from 1 up."""
-    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    size = operator.index(value)
+    """`value` as an int, if it is a whole number from 1 up."""
+    size = whole_number(name, value)
     if size < 1:
         raise ValueError(f"{name}: expected at least 1, got {size}")
     return size

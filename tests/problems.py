@@ -1,8 +1,10 @@
 """Random problems for any cell, and the specification's answers to them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import reference
 import toys
 
@@ -13,6 +15,11 @@ TOY_CELLS = tuple(cell.name for cell in toys.TOYS)
 ALL_CELLS = tuple(CELLS)
 SHIPPED_CELLS = tuple(name for name in ALL_CELLS if name not in TOY_CELLS)
 DTYPES = ("float32", "float64")
+
+each_cell = pytest.mark.parametrize("cell", ALL_CELLS)
+everywhere = pytest.mark.parametrize(
+    ("cell", "dtype"), [(cell, dtype) for cell in ALL_CELLS for dtype in DTYPES]
+)
 
 
 class Problem(NamedTuple):
@@ -125,3 +132,36 @@ def assert_close(got: Any, want: Any, tolerance: float) -> None:
     assert got.shape == want.shape
     assert np.isfinite(got).all()
     assert (np.abs(got - want) <= tolerance * np.maximum(1, np.abs(want))).all()
+
+
+def by_row(problem: Problem) -> tuple[Any, ...]:
+    """y, h_n, dx, dh0: all results that belong to one row of the batch."""
+    y, h_n, gradients = solve(problem)
+    return y, as_members(h_n), gradients.x, as_members(gradients.h0)
+
+
+def take(results: tuple[Any, ...], rows: Any) -> tuple[Any, ...]:
+    """Some rows of what `by_row` gives."""
+    y, h_n, dx, dh0 = results
+    return y[rows], tuple(h[:, rows] for h in h_n), dx[rows], tuple(d[:, rows] for d in dh0)
+
+
+def join(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """What `by_row` gives, put together from disjoint rows."""
+    y, h_n, dx, dh0 = zip(*parts, strict=True)
+
+    def joined(states: Any) -> tuple[Any, ...]:
+        return tuple(np.concatenate(members, axis=1) for members in zip(*states, strict=True))
+
+    return np.concatenate(y), joined(h_n), np.concatenate(dx), joined(dh0)
+
+
+def rows_of(problem: Problem, rows: Any) -> Problem:
+    """A problem with some rows of the batch, in the order given."""
+    x, params, h0, lengths, dy, dh_n = problem
+    if lengths is not None:
+        lengths = np.asarray(lengths, np.intp)[rows]
+    return Problem(
+        x[rows], params, tuple(h[:, rows] for h in h0), lengths,
+        dy[rows], tuple(d[:, rows] for d in dh_n),
+    )  # fmt: skip

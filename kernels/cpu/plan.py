@@ -5,6 +5,7 @@ scratch get one vector of padding: strides of a power of two would put all rows 
 same few cache sets.
 """
 
+import functools
 from typing import NamedTuple
 
 from numba.extending import register_jitable
@@ -31,6 +32,7 @@ class PhasePlan(NamedTuple):
         return self.first + self.blocks - self.recurrents
 
 
+@functools.cache
 def phase_plans(cell: Cell) -> tuple[PhasePlan, ...]:
     """The plan of each phase."""
     plans: list[PhasePlan] = []

@@ -5,6 +5,7 @@ runs on 16 of them (float32, AVX-512). The register width is read from the featu
 compiles for; the same source serves AVX-512, AVX2, SSE and NEON.
 """
 
+import functools
 import operator
 from typing import Any
 
@@ -20,12 +21,13 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 from .. import primitives
 
 
-def cpu_features() -> set[str]:
+@functools.cache
+def cpu_features() -> frozenset[str]:
     """Features of the CPU that Numba compiles for (NUMBA_CPU_FEATURES, else the host's)."""
     text = numba.config.CPU_FEATURES
     if text is None:
         text = llvmlite.binding.get_host_cpu_features().flatten()
-    return {f[1:] for f in text.split(",") if f.startswith("+")}
+    return frozenset(f[1:] for f in text.split(",") if f.startswith("+"))
 
 
 def register_bits() -> int:

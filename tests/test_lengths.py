@@ -1,0 +1,243 @@
+"""Lengths, sizes that vanish, and values that are not finite."""
+
+import collections
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from problems import (
+    ALL_CELLS,
+    SHIPPED_CELLS,
+    Problem,
+    as_members,
+    as_state,
+    assert_close,
+    assert_same_bits,
+    by_row,
+    draw,
+    each_cell,
+    everywhere,
+    flatten,
+    rows_of,
+    solve,
+    specified,
+    take,
+)
+
+import fastgru
+
+N, T, I, H = 3, 4, 3, 5  # the sizes that `draw` gives
+LENGTHS = [2, 0, 4]
+
+
+# --- lengths --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (1, 2, 3),
+        range(1, 4),
+        collections.deque([1, 2, 3]),
+        [np.int8(1), np.int64(2), 3],
+        [np.int64(1), np.uint64(2), 3],
+    ]
+    + [np.array([1, 2, 3], kind) for kind in np.typecodes["AllInteger"]]
+    + [np.array([1, 0, 2, 0, 3, 0])[::2], np.array([1, 2, 3], ">i4")],
+    ids=lambda v: v.dtype.str if isinstance(v, np.ndarray) else type(v).__name__,
+)
+def test_lengths_may_be_any_integer_sequence(lengths: Any) -> None:
+    problem = draw("gru", dtype="float32")
+    got, want = (solve(problem._replace(lengths=steps)) for steps in (lengths, [1, 2, 3]))
+    assert_same_bits(got, want)
+
+
+def test_lengths_of_all_steps_are_no_lengths() -> None:
+    for cell in ALL_CELLS:
+        problem = draw(cell, L=2, D=2)
+        assert_same_bits(solve(problem._replace(lengths=[T] * N)), solve(problem))
+
+
+@everywhere
+def test_padded_y_is_zero(cell: str, dtype: str) -> None:
+    problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype=dtype)
+    y, _, gradients = solve(problem)
+    for row, length in enumerate(LENGTHS):
+        assert (y[row, :length] != 0).all()
+        assert y[row, length:].tobytes() == bytes(y[row, length:].nbytes)  # +0, not -0
+        assert not gradients.x[row, length:].any()
+
+
+@everywhere
+def test_each_row_is_as_if_alone_and_cut_to_its_length(cell: str, dtype: str) -> None:
+    problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype=dtype)
+    together = by_row(problem)
+    for n, length in enumerate(LENGTHS):
+        y, h_n, dx, dh0 = take(together, [n])
+        alone = rows_of(problem, [n])
+        cut = alone._replace(x=alone.x[:, :length], dy=alone.dy[:, :length], lengths=None)
+        assert_same_bits((y[:, :length], h_n, dx[:, :length], dh0), by_row(cut))
+
+
+@everywhere
+def test_final_state_is_that_after_the_last_valid_step(cell: str, dtype: str) -> None:
+    problem = draw(cell, D=2, lengths=LENGTHS, dtype=dtype)
+    y, h_n, _ = solve(problem)
+    h = as_members(h_n)[0]
+    for n, length in [(0, 2), (2, 4)]:
+        assert_same_bits(h[0, n], y[n, length - 1, :H])
+        assert_same_bits(h[1, n], y[n, 0, H:])
+
+
+@everywhere
+def test_reverse_direction_starts_at_the_last_valid_step(cell: str, dtype: str) -> None:
+    """It is the forward direction, with its weights and state, over the valid steps flipped."""
+    x, params, h0, lengths, *_ = draw(cell, D=2, lengths=LENGTHS, dtype=dtype)
+    y, _ = fastgru.forward(x, params, as_state(h0), lengths=lengths)
+    flipped = fastgru.Params(cell, [[params.layers[0][1]]])
+    for n, length in enumerate(LENGTHS):
+        state = as_state(tuple(h[1:, n : n + 1] for h in h0))
+        want, _ = fastgru.forward(x[n : n + 1, :length][:, ::-1], flipped, state)
+        assert_same_bits(y[n : n + 1, :length, H:], want[:, ::-1])
+
+
+@everywhere
+def test_row_of_length_zero_returns_its_initial_state(cell: str, dtype: str) -> None:
+    problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype=dtype)
+    _, h_n, _, dh0 = take(by_row(problem), LENGTHS.index(0))
+    assert_same_bits(h_n, tuple(h[:, LENGTHS.index(0)] for h in problem.h0))
+    assert_same_bits(dh0, tuple(d[:, LENGTHS.index(0)] for d in problem.dh_n))
+
+
+@everywhere
+def test_padding_is_never_looked_at(cell: str, dtype: str) -> None:
+    """Not even if NaN, which times 0 would be NaN in the weights' gradients."""
+    results = []
+    for padding in (0.0, np.nan, np.inf):
+        problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype=dtype)
+        for n, length in enumerate(LENGTHS):
+            problem.x[n, length:] = padding
+            problem.dy[n, length:] = padding
+        results.append(solve(problem))
+    zeros, nans, infs = results
+    assert all(np.isfinite(a).all() for a in flatten(zeros))
+    assert_same_bits(nans, zeros)
+    assert_same_bits(infs, zeros)
+
+
+# --- degenerate sizes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [None, [0] * N])
+@everywhere
+def test_no_time_steps_pass_the_state_through(cell: str, dtype: str, lengths: Any) -> None:
+    problem = draw(cell, (N, 0, I, H), L=2, D=2, lengths=lengths, dtype=dtype)
+    y, h_n, gradients = solve(problem)
+    assert y.shape == (N, 0, 2 * H)
+    assert gradients.x.shape == (N, 0, I)
+    assert_same_bits(h_n, problem.h0)
+    assert_same_bits(gradients.h0, problem.dh_n)
+    zeros = problem.params.map(np.zeros_like)
+    assert_same_bits(gradients.params, zeros)
+
+
+@pytest.mark.parametrize("lengths", [None, [], ()])
+@everywhere
+def test_no_samples_give_empty_results(cell: str, dtype: str, lengths: Any) -> None:
+    problem = draw(cell, (0, T, I, H), L=2, D=2, lengths=lengths, dtype=dtype)
+    y, h_n, gradients = solve(problem)
+    assert y.shape == (0, T, 2 * H)
+    assert gradients.x.shape == (0, T, I)
+    assert {a.shape for a in flatten(h_n, gradients.h0)} == {(2 * 2, 0, H)}
+    assert_same_bits(gradients.params, problem.params.map(np.zeros_like))
+
+
+@everywhere
+def test_no_samples_give_empty_results_of_step(cell: str, dtype: str) -> None:
+    x, params, h0, *_ = draw(cell, (0, 1, I, H), L=2, dtype=dtype)
+    y_t, h = fastgru.step(x[:, 0], params, as_state(h0))
+    assert y_t.shape == (0, H)
+    assert {member.shape for member in as_members(h)} == {(2, 0, H)}
+
+
+@each_cell
+def test_one_unit_and_one_input(cell: str) -> None:
+    problem = draw(cell, (2, 3, 1, 1), L=2, D=2)
+    x, _, h0, steps, dy, dh_n = problem
+    y, h_n, gradients = solve(problem)
+    want_y, want_h = specified(problem)
+    dx, dh0, dlayers = reference.gradients(x, problem.layers, cell, h0, steps, dy, dh_n)
+    weights = [a for layer in dlayers for w in layer for a in w.values()]
+    for got, want in zip(
+        flatten(y, h_n, gradients), [want_y, *want_h, dx, *dh0, *weights], strict=True
+    ):
+        assert_close(got, want, 1e-13)
+
+
+# --- values that are not finite -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["x", "h0", "dy", "dh_n"])
+@everywhere
+def test_a_row_that_is_not_finite_never_reaches_another(cell: str, dtype: str, where: str) -> None:
+    others = [n for n in range(9) if n != 4]
+    clean = draw(cell, (9, T, I, H), L=2, D=2, dtype=dtype)
+    want = take(by_row(clean), others)
+    for value in (np.nan, np.inf, -np.inf):
+        problem = draw(cell, (9, T, I, H), L=2, D=2, dtype=dtype)
+        if where in ("x", "dy"):
+            getattr(problem, where)[4, 1] = value
+        else:
+            for member in getattr(problem, where):
+                member[:, 4] = value
+        got = by_row(problem)
+        assert not all(np.isfinite(a).all() for a in flatten(take(got, [4])))
+        assert_same_bits(take(got, others), want)
+
+
+@everywhere
+def test_nan_is_computed_and_not_hidden(cell: str, dtype: str) -> None:
+    problem = draw(cell, dtype=dtype)
+    want, _ = fastgru.forward(problem.x, problem.params, as_state(problem.h0))
+    problem.x[1, 2, 0] = np.nan
+    y, h_n, _ = solve(problem)
+    assert np.isnan(y[1, 2:]).all()
+    assert all(np.isnan(h[:, 1]).all() for h in as_members(h_n))
+    assert_same_bits(y[1, :2], want[1, :2])
+
+    problem = draw(cell, dtype=dtype)
+    problem.dy[1, 2] = np.nan
+    _, _, dx, _ = by_row(problem)
+    assert np.isnan(dx[1, :3]).all()
+    assert np.isfinite(dx[1, 3:]).all()
+
+
+@everywhere
+def test_infinite_input_gives_what_is_specified(cell: str, dtype: str) -> None:
+    problem = draw(cell, (4, T, I, H), dtype=dtype)
+    problem.x[0, 1, 0], problem.x[1, 2, 1], problem.x[2, 0] = np.inf, -np.inf, np.inf
+    y, h_n = fastgru.forward(problem.x, problem.params, as_state(problem.h0))
+    with np.errstate(all="ignore"):
+        want_y, want_h = specified(problem)
+    assert np.isfinite(want_y[:2]).all()  # saturated gates
+    tolerance = 64 * float(np.finfo(dtype).eps)
+    for got, want in zip(flatten(y, h_n), [want_y, *want_h], strict=True):
+        np.testing.assert_allclose(got, want, tolerance, tolerance)  # NaN where NaN
+
+
+@everywhere
+def test_huge_values_neither_warn_nor_raise(cell: str, dtype: str) -> None:
+    """Warnings are errors in these tests; here whatever NumPy does not check by default as well."""
+    x, params, h0, lengths, dy, dh_n = draw(cell, dtype=dtype)
+    huge = np.array([1e30, -1e30], dtype)
+    with np.errstate(all="raise"):
+        for weights in (params, params.map(lambda w: np.resize(huge, w.shape))):
+            problem = Problem(
+                np.resize(huge, x.shape), weights, tuple(np.resize(huge, h.shape) for h in h0),
+                lengths, np.resize(huge, dy.shape), tuple(np.resize(huge, d.shape) for d in dh_n),
+            )  # fmt: skip
+            y, _, _ = solve(problem)
+            fastgru.step(problem.x[:, 0], weights, as_state(problem.h0))
+            if cell in SHIPPED_CELLS and weights is params:
+                assert np.isfinite(y).all()  # saturated gates
