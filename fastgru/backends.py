@@ -60,8 +60,8 @@ def common_library(arrays: Mapping[str, Any]) -> str:
     return next(iter(libraries))
 
 
-def backend(library: str) -> Backend:
-    """The backend for arrays of a library.
+def backend(name: str, library: str) -> Backend:
+    """The backend for an argument's array library.
 
     Raises
     ------
@@ -71,8 +71,8 @@ def backend(library: str) -> Backend:
     module = _KERNELS[library]
     if module is None:
         raise TypeError(
-            f"expected numpy arrays, got {library} arrays: this version has no GPU kernels, and "
-            f"never copies to the host by itself; {library}.asnumpy(array) does"
+            f"{name}: expected numpy arrays, got {library} arrays: this version has no GPU "
+            f"kernels, and never copies to the host by itself; {library}.asnumpy(array) does"
         )
     return Backend(library, importlib.import_module(library), importlib.import_module(module))
 
@@ -95,8 +95,9 @@ def describe_backends() -> dict[str, str]:
     """What each backend computes with, by label."""
     lines: dict[str, str] = {}
     for library, module in _KERNELS.items():
+        label = f"{library} arrays"
         if module is None:
-            lines[f"{library} arrays"] = "no kernels in this version"
+            lines[label] = "no kernels in this version"
         else:
-            lines |= backend(library).kernels.describe()
+            lines |= backend(label, library).kernels.describe()
     return lines

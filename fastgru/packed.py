@@ -16,8 +16,10 @@ class Packed:
     """
 
     def __init__(self, params: Params) -> None:
+        if not isinstance(params, Params):
+            raise TypeError(f"params: expected Params, got {type(params).__qualname__}")
         self.params = params
-        self.backend: Backend = backend(params.library)
+        self.backend: Backend = backend("params", params.library)
         self.cell = cell_named(params.cell)
         # layouts[layer][direction], in the form that the backend's `forward` takes
         self.layouts: tuple[tuple[Any, ...], ...] = tuple(
@@ -59,5 +61,6 @@ def pack(params: Params | Packed) -> Packed:
         If `params` is neither, or there are no kernels for its array library.
     """
     if isinstance(params, Params):
+        backend("params", params.library)  # refused before anything is copied
         params = params.map(lambda array: array.copy())
     return as_packed(params)

@@ -1,5 +1,6 @@
 """Weights of a stack of recurrent layers."""
 
+import contextlib
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -47,10 +48,12 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def _check_size(name: str, value: Any) -> int:
-    """`value` as an int, if it is a whole number from 1 up."""
+    """`value` as an int, if it is a whole number that a size can be."""
     size = whole_number(name, value)
     if size < 1:
         raise ValueError(f"{name}: expected at least 1, got {size}")
+    if size >= 2**31:
+        raise ValueError(f"{name}: expected less than 2**31, got {size}")
     return size
 
 
@@ -75,7 +78,13 @@ class Weights:
     """
 
     def __init__(self, **arrays: Any) -> None:
-        vars(self).update(dict.fromkeys(_weight_names()), **arrays)
+        names = _weight_names()
+        for name, array in arrays.items():
+            if name not in names:
+                raise TypeError(f"{name}: expected a weight's name ({', '.join(names)})")
+            if array is not None:
+                library_of(name, array)
+        vars(self).update(dict.fromkeys(names), **arrays)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"Weights have no {name!r}, only {', '.join(vars(self))}")
@@ -137,9 +146,10 @@ class Params:
 
     def __init__(self, cell: str, layers: Iterable[Iterable[Weights]]) -> None:
         table = cell_named(cell)
-        if isinstance(layers, str | Mapping) or not isinstance(layers, Iterable):
-            raise TypeError(f"layers: expected a sequence of sequences of Weights, got {layers!r}")
-        stack = tuple(_as_layer(number, layer) for number, layer in enumerate(layers))
+        stack = tuple(
+            _directions(f"layers[{number}]", layer)
+            for number, layer in enumerate(_members("layers", layers, "sequences of Weights"))
+        )
         if not stack:
             raise ValueError("layers: expected at least one, got none")
         if {len(layer) for layer in stack} not in ({1}, {2}):
@@ -317,16 +327,41 @@ def _named(layers: tuple[tuple[Weights, ...], ...]) -> list[tuple[str, Any]]:
     ]
 
 
-def _as_layer(number: int, layer: Any) -> tuple[Weights, ...]:
+def _members(name: str, value: Any, of: str) -> tuple[Any, ...]:
+    """The members of an argument that is a sequence of something."""
+    if not isinstance(value, str | bytes | Mapping):
+        with contextlib.suppress(TypeError):
+            return tuple(value)
+    raise TypeError(f"{name}: expected a sequence of {of}, got {value!r}")
+
+
+def _directions(name: str, layer: Any) -> tuple[Weights, ...]:
     """The directions of a layer."""
-    if not isinstance(layer, Iterable) or isinstance(layer, str):
-        raise TypeError(f"layers[{number}]: expected a sequence of Weights, got {layer!r}")
-    directions = tuple(layer)
+    directions = _members(name, layer, "Weights")
     for weights in directions:
         if not isinstance(weights, Weights):
-            kind = type(weights).__qualname__
-            raise TypeError(f"layers[{number}]: expected Weights, got {kind}")
+            raise TypeError(f"{name}: expected Weights, got {type(weights).__qualname__}")
     return directions
+
+
+def _check_kind(dtype: Any) -> np.dtype[Any]:
+    """`dtype` as a NumPy dtype, if it is native float32 or float64."""
+    kind: np.dtype[Any] | None = None
+    if dtype is not None:  # which NumPy would take for float64
+        with contextlib.suppress(TypeError, ValueError, SyntaxError):
+            kind = np.dtype(dtype)
+    if kind is None:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    check_dtype("dtype", kind)
+    return kind
+
+
+def _check_rng(rng: Any) -> np.random.Generator:
+    """`rng` as a generator, if it is one or can seed one."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"rng: expected None, a seed or a Generator, got {rng!r}") from error
 
 
 def _check_weights(
@@ -396,13 +431,9 @@ def init_params(
     layers = _check_size("num_layers", num_layers)
     directions = 1 + check_flag("bidirectional", bidirectional)
     with_bias = check_flag("bias", bias)
-    try:
-        kind = np.dtype(dtype)
-    except Exception as error:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
-    check_dtype("dtype", kind)
-    xp = np if like is None else backend(library_of("like", like)).xp
-    generator = np.random.default_rng(rng)
+    kind = _check_kind(dtype)
+    xp = np if like is None else backend("like", library_of("like", like)).xp
+    generator = _check_rng(rng)
     limit = hidden**-0.5
 
     def draw(shape: tuple[int, ...]) -> Any:
