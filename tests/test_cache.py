@@ -15,9 +15,10 @@ for cell in sys.argv[1].split(","):
     x = np.random.default_rng(0).standard_normal((2, 4, 3))
     y, _ = fastgru.forward(x, params)
     print(cell, y.sum().hex())
+from fastgru.kernels.cells import CELLS
 from fastgru.kernels.cpu import build
 print("hits", sum(
-    sum(build.forward_kernel(fastgru.params.CELLS[c], "float64", False).stats.cache_hits.values())
+    sum(build.forward_kernel(CELLS[c], "float64").dispatcher.stats.cache_hits.values())
     for c in sys.argv[1].split(",")
 ))
 """

@@ -15,7 +15,7 @@ import pytest
 PROBLEM = """
 import numpy as np
 import fastgru
-from fastgru.kernels.cpu import build, threads
+from fastgru.kernels.cpu import threads
 
 rng = np.random.default_rng(0)
 params = fastgru.init_params(32, 64, rng=0)
@@ -27,11 +27,6 @@ def everything():
     gradients = fastgru.backward(saved, dy)
     arrays = [y, h_n, gradients.x, gradients.h0, *gradients.params.to_dict().values()]
     return b"".join(a.tobytes() for a in arrays)
-
-def went_parallel():
-    return build.forward_kernel.cache_info().currsize and any(
-        build.forward_kernel(fastgru.params.CELLS["gru"], "float32", True).signatures
-    )
 """
 
 

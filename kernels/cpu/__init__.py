@@ -168,10 +168,10 @@ def forward(
     steps = max(1, min(_TIME_BLOCK_BYTES // row_bytes, len(ragged.offset) - 1))
     worker_size = forward_layout(0, rows, steps, len(cell.states), size).end
     values = _aligned(ragged.total * size.value if keep else 0, dtype)
-    build.forward_kernel(cell, dtype, workers > 1)(
+    build.forward_kernel(cell, dtype)(
         x, initial, layer, *ragged, reverse, packed,
         y_out, final_out, values, keep,
-        _aligned(workers * worker_size, dtype), worker_size, rows, steps, workers,
+        _aligned(workers * worker_size, dtype), worker_size, rows, steps, workers=workers,
     )  # fmt: skip
     return values
 
@@ -220,10 +220,10 @@ def backward(
     rows, workers = _row_blocks(N, threads)
     worker_size = backward_layout(0, rows, len(cell.states), size).end
     d = _aligned(ragged.total * size.pre, dtype)
-    build.backward_kernel(cell, dtype, workers > 1)(
+    build.backward_kernel(cell, dtype)(
         y if dy is None else dy, dy is not None, dfinal, layer, y, initial, *ragged, reverse,
         _pack_recurrent_transposed(cell, weights, lanes), values, d, dinitial_out,
-        _aligned(workers * worker_size, dtype), worker_size, rows, workers,
+        _aligned(workers * worker_size, dtype), worker_size, rows, workers=workers,
     )  # fmt: skip
 
     gradients = {name: np.empty_like(weight, order="C") for name, weight in weights.items()}
@@ -276,10 +276,10 @@ def _input_gradient(
     kernel = build.packing_kernel("pack_transposed", dtype)
     kernel(weights["weight_ih"], gate_rows, H, lanes, 0, packed)
     worker_size = input_gradient_worker_size(I, lanes)
-    build.input_gradient_kernel(dtype, threads > 1)(
+    build.input_gradient_kernel(dtype)(
         d, size.pre, plan.first * size.unit, plan.inputs, size.unit, H, packed,
         *ragged, reverse, dx_out,
-        _aligned(threads * worker_size, dtype), worker_size, threads,
+        _aligned(threads * worker_size, dtype), worker_size, workers=threads,
     )  # fmt: skip
 
 
@@ -312,10 +312,10 @@ def _weight_gradient(
     gate_rows = _gate_rows(cell, plan, kind)
     sums = weight_gradient_sums_size(len(gate_rows), size.unit, dweight.shape[1], lanes)
     worker_size = weight_gradient_worker_size(dweight.shape[1], lanes)
-    build.weight_gradient_kernel(operand, plan.first_value, dtype, threads > 1)(
+    build.weight_gradient_kernel(operand, plan.first_value, dtype)(
         source, h, layer, *ragged, reverse, values, size.value,
         d, size.pre, first * size.unit, size.unit, H, gate_rows, dweight, dbias,
-        _aligned(sums, dtype), _aligned(threads * worker_size, dtype), worker_size, threads,
+        _aligned(sums, dtype), _aligned(threads * worker_size, dtype), worker_size, workers=threads,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ where a panel is a vector of the operand's units.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import prange
 from numba.extending import register_jitable
 
@@ -84,54 +85,11 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     return phase
 
 
-def _make_block(cell: Cell, lanes: int) -> Callable[..., Any]:
-    """The whole sequence of sorted rows first to last - 1, backward."""
+def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
+    """Build the backward loop of one layer and direction."""
     num_pre, num_values, states = len(cell.pre_activations), cell.num_values, len(cell.states)
     numbers = reversed(range(len(cell.phases)))
     step_phases = chain([_make_phase(cell, number, lanes) for number in numbers])
-
-    @register_jitable
-    def block(
-        dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights,
-        saved, d, dinitial, work, start, first, last,
-    ):  # fmt: skip
-        H = y.shape[2]
-        rows = last - first
-        size = row_sizes(num_pre, num_values, 0, H, lanes)
-        at = backward_layout(start, rows, states, size)
-
-        for i in range(at.dstate, at.end):
-            work[i] = 0
-        for row in range(rows):
-            for member in range(states):
-                to = at.dstate + (member * rows + row) * size.h
-                load_row(dfinal[member], layer, order[first + row], work, to, H)
-
-        for step in range(lengths[first] - 1, -1, -1):
-            running_rows = running(offset, step, first, last)
-            for row in range(running_rows):
-                n = order[first + row]
-                t = time_index(step, lengths[first + row], reverse)
-                if has_dy:
-                    add_row(dy, n, t, work, at.dstate + row * size.h, H)
-                previous_h(y, initial[0], layer, n, step, t, reverse, work, at.h + row * size.h, H)
-            packed = offset[step] + first
-            step_phases(
-                work, at, size, saved, packed * size.value, d, packed * size.pre, weights,
-                running_rows, rows, H,
-            )  # fmt: skip
-
-        for row in range(rows):
-            for member in range(states):
-                h = at.dstate + (member * rows + row) * size.h
-                store_row(dinitial[member], layer, order[first + row], work, h, H)
-
-    return block
-
-
-def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
-    """Build the backward driver of one layer and direction; compile it serial or parallel."""
-    block = _make_block(cell, lanes)
 
     def backward(
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
@@ -150,18 +108,56 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
         dinitial_out,  # like `dfinal`; written
         work,  # (workers * worker_size,)
         worker_size,
-        rows,  # rows a block
+        block_rows,  # rows a block
+        worker,  # which share of the blocks to do
         workers,
     ):
-        N = order.shape[0]
-        blocks = (N + rows - 1) // rows
-        for worker in prange(workers):
-            for number in range(worker, blocks, workers):
-                first = number * rows
-                block(
-                    dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse,
-                    weights, saved, d_out, dinitial_out, work,
-                    worker * worker_size, first, min(first + rows, N),
+        N, H = order.shape[0], y.shape[2]
+        size = row_sizes(num_pre, num_values, 0, H, lanes)
+        for block in range(worker, (N + block_rows - 1) // block_rows, workers):
+            first = block * block_rows
+            last = min(first + block_rows, N)
+            rows = last - first
+            at = backward_layout(worker * worker_size, rows, states, size)
+
+            for i in range(at.dstate, at.end):
+                work[i] = 0
+            for row in range(rows):
+                for member in range(states):
+                    to = at.dstate + (member * rows + row) * size.h
+                    load_row(dfinal[member], layer, order[first + row], work, to, H)
+
+            for step in range(lengths[first] - 1, -1, -1):
+                running_rows = running(offset, step, first, last)
+                for row in range(running_rows):
+                    n = order[first + row]
+                    t = time_index(step, lengths[first + row], reverse)
+                    if has_dy:
+                        add_row(dy, n, t, work, at.dstate + row * size.h, H)
+                    previous_h(
+                        y, initial[0], layer, n, step, t, reverse, work, at.h + row * size.h, H
+                    )
+                packed = offset[step] + first
+                step_phases(
+                    work, at, size, saved, packed * size.value, d_out, packed * size.pre, weights,
+                    running_rows, rows, H,
                 )  # fmt: skip
 
+            for row in range(rows):
+                for member in range(states):
+                    h = at.dstate + (member * rows + row) * size.h
+                    store_row(dinitial_out[member], layer, order[first + row], work, h, H)
+
     return backward
+
+
+def backward_threads(
+    kernel, dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights, saved,
+    d_out, dinitial_out, work, worker_size, block_rows, workers,
+):  # fmt: skip
+    """Run the backward loop's shares on threads."""
+    for worker in prange(workers):
+        kernel(
+            dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights, saved,
+            d_out, dinitial_out, work, worker_size, block_rows, np.intp(worker), workers,
+        )  # fmt: skip

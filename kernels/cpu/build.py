@@ -80,57 +80,92 @@ def _compile(
     function: Callable[..., Any],
     dtype: str,
     states: int,
-    parallel: bool,
     key: str,
     cell_functions: list[Callable[..., Any]],
-) -> Callable[..., Any]:
+) -> Any:
     """Compile for the one signature that the parameters' names imply."""
     cell_digest = functions_digest(cell_functions)
-    key = f"{function.__qualname__} {dtype} {parallel} {lanes(dtype)} {key} {cell_digest}"
-    cache = KernelCache(key)
+    cache = KernelCache(f"{function.__qualname__} {lanes(dtype)} {key} {cell_digest}")
     _name_closures(function, cache.digest)
-    dispatcher = numba.njit(nogil=True, parallel=parallel)(function)
-    if cell_digest is not None:
-        dispatcher._cache = cache
+    dispatcher = numba.njit(nogil=True)(function)
     kinds = _parameter_types(numba.from_dtype(np.dtype(dtype)), states)
     names = inspect.signature(function).parameters
-    dispatcher.compile(tuple(kinds.get(name, types.intp) for name in names))
+    types_ = tuple(kinds.get(name, types.intp) for name in names)
+    return _load_or_compile(dispatcher, types_, None if cell_digest is None else cache)
+
+
+def _load_or_compile(dispatcher: Any, kinds: tuple[Any, ...], cache: KernelCache | None) -> Any:
+    """Compile a dispatcher for one signature and no other, by the cache if there is one."""
+    if cache is not None:
+        dispatcher._cache = cache
+    dispatcher.compile(types.void(*kinds))
     dispatcher.disable_compile()
     return dispatcher
 
 
+class Kernel:
+    """A compiled kernel whose last two parameters are a worker's number and their count.
+
+    One worker runs on the calling thread. Several run on Numba's threads, by a small parallel
+    launcher that gets the kernel as a function pointer: both run the same machine code, and the
+    kernel is not compiled again inside a parallel region, which took four times as long.
+    """
+
+    def __init__(self, dispatcher: Any, threads: Callable[..., None]) -> None:
+        self.dispatcher = dispatcher
+        self._threads = threads
+
+    @functools.cached_property
+    def launcher(self) -> Any:
+        """The compiled parallel launcher."""
+        (signature,) = self.dispatcher.nopython_signatures
+        kinds = (types.FunctionType(signature), *signature.args[:-2], types.intp)
+        cache = KernelCache(self._threads.__qualname__)
+        dispatcher = numba.njit(nogil=True, parallel=True)(self._threads)
+        return _load_or_compile(dispatcher, kinds, cache)
+
+    def __call__(self, *args: Any, workers: int) -> None:
+        if workers == 1:
+            self.dispatcher(*args, 0, 1)
+        else:
+            self.launcher(self.dispatcher, *args, workers)
+
+
 @functools.cache
-def forward_kernel(cell: Cell, dtype: str, parallel: bool) -> Callable[..., Any]:
+def forward_kernel(cell: Cell, dtype: str) -> Kernel:
     """`forward.make_forward`, compiled."""
     function = forward.make_forward(cell, lanes(dtype))
-    return _compile(function, dtype, len(cell.states), parallel, cell.name, _cell_functions(cell))
+    functions = _cell_functions(cell)
+    dispatcher = _compile(function, dtype, len(cell.states), cell.name, functions)
+    return Kernel(dispatcher, forward.forward_threads)
 
 
 @functools.cache
-def backward_kernel(cell: Cell, dtype: str, parallel: bool) -> Callable[..., Any]:
+def backward_kernel(cell: Cell, dtype: str) -> Kernel:
     """`backward.make_backward`, compiled."""
     function = backward.make_backward(cell, lanes(dtype))
-    return _compile(function, dtype, len(cell.states), parallel, cell.name, _cell_functions(cell))
+    functions = _cell_functions(cell)
+    dispatcher = _compile(function, dtype, len(cell.states), cell.name, functions)
+    return Kernel(dispatcher, backward.backward_threads)
 
 
 @functools.cache
-def input_gradient_kernel(dtype: str, parallel: bool) -> Callable[..., Any]:
+def input_gradient_kernel(dtype: str) -> Kernel:
     """`gradients.make_input_gradient`, compiled."""
-    return _compile(gradients.make_input_gradient(lanes(dtype)), dtype, 1, parallel, "", [])
+    dispatcher = _compile(gradients.make_input_gradient(lanes(dtype)), dtype, 1, "", [])
+    return Kernel(dispatcher, gradients.input_gradient_threads)
 
 
 @functools.cache
-def weight_gradient_kernel(
-    operand: Operand | None, first_value: int, dtype: str, parallel: bool
-) -> Callable[..., Any]:
+def weight_gradient_kernel(operand: Operand | None, first_value: int, dtype: str) -> Kernel:
     """`gradients.make_weight_gradient`, compiled."""
     function = gradients.make_weight_gradient(operand, first_value, lanes(dtype))
     functions = _operand_functions(operand)
-    names = " ".join(f.__qualname__ for f in functions)
-    return _compile(function, dtype, 1, parallel, f"{names} {first_value}", functions)
+    key = f"{' '.join(f.__qualname__ for f in functions)} {first_value}"
+    return Kernel(_compile(function, dtype, 1, key, functions), gradients.weight_gradient_threads)
 
 
 @functools.cache
-def packing_kernel(name: str, dtype: str) -> Callable[..., Any]:
+def packing_kernel(name: str, dtype: str) -> Any:
     """A function of `packing`, compiled."""
-    return _compile(getattr(packing, name), dtype, 1, False, name, [])
+    return _compile(getattr(packing, name), dtype, 1, name, [])

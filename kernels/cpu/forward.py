@@ -10,6 +10,7 @@ weights (panels, I, gates, lanes) and its recurrent weights (panels, H, gates, l
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import prange
 from numba.extending import register_jitable
 
@@ -99,72 +100,13 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     return phase
 
 
-def _make_block(cell: Cell, lanes: int) -> Callable[..., Any]:
-    """The whole sequence of sorted rows first to last - 1."""
+def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
+    """Build the forward loop of one layer and direction."""
     num_pre, num_values = len(cell.pre_activations), cell.num_values
     states, phases = len(cell.states), range(len(cell.phases))
     first_operand = register_jitable(cell.phases[0].operand.value)
     project = chain([_make_projection(cell, number, lanes) for number in phases])
     step_phases = chain([_make_phase(cell, number, lanes) for number in phases])
-
-    @register_jitable
-    def block(
-        x, initial, layer, order, lengths, offset, reverse, weights,
-        y, final, values, keep, work, start, first, last, steps,
-    ):  # fmt: skip
-        I, H = x.shape[2], y.shape[2]
-        rows = last - first
-        size = row_sizes(num_pre, num_values, I, H, lanes)
-        at = forward_layout(start, rows, steps, states, size)
-        saved = values if keep else work
-
-        for i in range(at.state, at.x):
-            work[i] = 0
-        for row in range(rows):
-            for member in range(states):
-                to = at.state + (member * rows + row) * size.h
-                load_row(initial[member], layer, order[first + row], work, to, H)
-            for unit in range(0, size.unit, lanes):
-                h = row * size.h + unit
-                (value,) = load_group(work, at.state + h, 0, 1)
-                store_group(work, at.operand + h, 0, (first_operand(value, ()),))
-
-        longest = lengths[first]
-        for step0 in range(0, longest, steps):
-            step1 = min(step0 + steps, longest)
-            packed = 0
-            for step in range(step0, step1):
-                for row in range(running(offset, step, first, last)):
-                    t = time_index(step, lengths[first + row], reverse)
-                    load_row(x, order[first + row], t, work, at.x + packed * size.x, I)
-                    pre = at.pre + packed * size.pre
-                    for i in range(num_pre * size.unit):
-                        work[pre + i] = weights[i]
-                    packed += 1
-            project(work, at, size, weights, packed, I, H)
-            pre = at.pre
-            for step in range(step0, step1):
-                running_rows = running(offset, step, first, last)
-                value = (offset[step] + first) * size.value if keep else at.values
-                step_phases(
-                    work, at, size, weights, saved, value, pre, running_rows, rows, step, I, H
-                )
-                for row in range(running_rows):
-                    t = time_index(step, lengths[first + row], reverse)
-                    store_row(y, order[first + row], t, work, at.state + row * size.h, H)
-                pre += running_rows * size.pre
-
-        for row in range(rows):
-            for member in range(states):
-                h = at.state + (member * rows + row) * size.h
-                store_row(final[member], layer, order[first + row], work, h, H)
-
-    return block
-
-
-def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
-    """Build the forward driver of one layer and direction; compile it serial or parallel."""
-    block = _make_block(cell, lanes)
 
     def forward(
         x,  # (N, T, I), any strides
@@ -181,19 +123,71 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
         keep,
         work,  # (workers * worker_size,)
         worker_size,
-        rows,  # rows a block
+        block_rows,  # rows a block
         steps,  # steps a block
+        worker,  # which share of the blocks to do
         workers,
     ):
-        N = order.shape[0]
-        blocks = (N + rows - 1) // rows
-        for worker in prange(workers):
-            for number in range(worker, blocks, workers):
-                first = number * rows
-                block(
-                    x, initial, layer, order, lengths, offset, reverse, weights,
-                    y_out, final_out, values_out, keep, work, worker * worker_size,
-                    first, min(first + rows, N), steps,
-                )  # fmt: skip
+        N, I, H = order.shape[0], x.shape[2], y_out.shape[2]
+        size = row_sizes(num_pre, num_values, I, H, lanes)
+        saved = values_out if keep else work
+        for block in range(worker, (N + block_rows - 1) // block_rows, workers):
+            first = block * block_rows
+            last = min(first + block_rows, N)
+            rows = last - first
+            at = forward_layout(worker * worker_size, rows, steps, states, size)
+
+            for i in range(at.state, at.x):
+                work[i] = 0
+            for row in range(rows):
+                for member in range(states):
+                    to = at.state + (member * rows + row) * size.h
+                    load_row(initial[member], layer, order[first + row], work, to, H)
+                for unit in range(0, size.unit, lanes):
+                    h = row * size.h + unit
+                    (value,) = load_group(work, at.state + h, 0, 1)
+                    store_group(work, at.operand + h, 0, (first_operand(value, ()),))
+
+            longest = lengths[first]
+            for step0 in range(0, longest, steps):
+                step1 = min(step0 + steps, longest)
+                packed = 0
+                for step in range(step0, step1):
+                    for row in range(running(offset, step, first, last)):
+                        t = time_index(step, lengths[first + row], reverse)
+                        load_row(x, order[first + row], t, work, at.x + packed * size.x, I)
+                        pre = at.pre + packed * size.pre
+                        for i in range(num_pre * size.unit):
+                            work[pre + i] = weights[i]
+                        packed += 1
+                project(work, at, size, weights, packed, I, H)
+                pre = at.pre
+                for step in range(step0, step1):
+                    running_rows = running(offset, step, first, last)
+                    value = (offset[step] + first) * size.value if keep else at.values
+                    step_phases(
+                        work, at, size, weights, saved, value, pre, running_rows, rows, step, I, H
+                    )
+                    for row in range(running_rows):
+                        t = time_index(step, lengths[first + row], reverse)
+                        store_row(y_out, order[first + row], t, work, at.state + row * size.h, H)
+                    pre += running_rows * size.pre
+
+            for row in range(rows):
+                for member in range(states):
+                    h = at.state + (member * rows + row) * size.h
+                    store_row(final_out[member], layer, order[first + row], work, h, H)
 
     return forward
+
+
+def forward_threads(
+    kernel, x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
+    values_out, keep, work, worker_size, block_rows, steps, workers,
+):  # fmt: skip
+    """Run the forward loop's shares on threads."""
+    for worker in prange(workers):
+        kernel(
+            x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
+            values_out, keep, work, worker_size, block_rows, steps, np.intp(worker), workers,
+        )  # fmt: skip

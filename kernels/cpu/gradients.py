@@ -7,6 +7,7 @@ itself, is the cell's.
 
 from collections.abc import Callable
 
+import numpy as np
 from numba import prange
 from numba.extending import register_jitable
 
@@ -39,6 +40,7 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
         dx_out,  # (N, T, I), any strides; added to where valid
         work,  # (workers * worker_size,)
         worker_size,
+        worker,  # which share of the packed rows to do
         workers,
     ):
         I = dx_out.shape[2]
@@ -46,28 +48,39 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
         panels = (I + lanes - 1) // lanes
         row_size = (panels + 1) * lanes
         chunks = (total + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
-        for worker in prange(workers):
-            sums = worker * worker_size
-            for chunk in range(worker, chunks, workers):
-                packed = chunk * ROWS_AT_ONCE
-                rows = min(ROWS_AT_ONCE, total - packed)
-                for i in range(rows * row_size):
-                    work[sums + i] = 0
-                product(
-                    work, sums, row_size, 0,
-                    d, packed * d_row + first, d_row, unit, 1,
-                    weights, 0, blocks * H * lanes, blocks, H,
-                    rows, panels, 1,
-                )  # fmt: skip
-                step = step_of(offset, packed)
-                for i in range(rows):
-                    while packed + i >= offset[step + 1]:
-                        step += 1
-                    row = packed + i - offset[step]
-                    t = time_index(step, lengths[row], reverse)
-                    accumulate_row(dx_out, order[row], t, work, sums + i * row_size, I)
+        sums = worker * worker_size
+        for chunk in range(worker, chunks, workers):
+            packed = chunk * ROWS_AT_ONCE
+            rows = min(ROWS_AT_ONCE, total - packed)
+            for i in range(rows * row_size):
+                work[sums + i] = 0
+            product(
+                work, sums, row_size, 0,
+                d, packed * d_row + first, d_row, unit, 1,
+                weights, 0, blocks * H * lanes, blocks, H,
+                rows, panels, 1,
+            )  # fmt: skip
+            step = step_of(offset, packed)
+            for i in range(rows):
+                while packed + i >= offset[step + 1]:
+                    step += 1
+                row = packed + i - offset[step]
+                t = time_index(step, lengths[row], reverse)
+                accumulate_row(dx_out, order[row], t, work, sums + i * row_size, I)
 
     return input_gradient
+
+
+def input_gradient_threads(
+    kernel, d, d_row, first, blocks, unit, H, weights, order, lengths, offset, reverse, dx_out,
+    work, worker_size, workers,
+):  # fmt: skip
+    """Run the input gradient's shares on threads."""
+    for worker in prange(workers):
+        kernel(
+            d, d_row, first, blocks, unit, H, weights, order, lengths, offset, reverse, dx_out,
+            work, worker_size, np.intp(worker), workers,
+        )  # fmt: skip
 
 
 def input_gradient_worker_size(input_size: int, lanes: int) -> int:
@@ -131,6 +144,7 @@ def make_weight_gradient(
         sums,  # (groups * (K + 1) * width,)
         work,  # (workers * worker_size,)
         worker_size,
+        worker,  # which share of the groups of units to do
         workers,
     ):
         K = dweight_out.shape[1]
@@ -138,52 +152,64 @@ def make_weight_gradient(
         length = len(gate_rows) * unit
         groups = (length + width - 1) // width
         column_row = (K + 2 * lanes) // lanes * lanes + lanes
-        for worker in prange(workers):
-            columns = worker * worker_size  # (rows, column_row): operands and the constant 1
-            packed_d = columns + ROWS_AT_ONCE * column_row  # (rows, width)
+        columns = worker * worker_size  # (rows, column_row): operands and the constant 1
+        packed_d = columns + ROWS_AT_ONCE * column_row  # (rows, width)
+        for group in range(worker, groups, workers):
+            for i in range((K + 1) * width):
+                sums[group * (K + 1) * width + i] = 0
+        for start in range(0, total, ROWS_AT_ONCE):
+            rows = min(ROWS_AT_ONCE, total - start)
+            step = step_of(offset, start)
+            for i in range(rows):
+                while start + i >= offset[step + 1]:
+                    step += 1
+                row = start + i - offset[step]
+                t = time_index(step, lengths[row], reverse)
+                at = columns + i * column_row
+                load(
+                    work, at, source, h0, layer, order[row], t, step, reverse,
+                    saved, (start + i) * value_row, unit, K,
+                )  # fmt: skip
+                work[at + K] = 1
             for group in range(worker, groups, workers):
-                for i in range((K + 1) * width):
-                    sums[group * (K + 1) * width + i] = 0
-            for start in range(0, total, ROWS_AT_ONCE):
-                rows = min(ROWS_AT_ONCE, total - start)
-                step = step_of(offset, start)
+                filled = min(width, length - group * width)
                 for i in range(rows):
-                    while start + i >= offset[step + 1]:
-                        step += 1
-                    row = start + i - offset[step]
-                    t = time_index(step, lengths[row], reverse)
-                    at = columns + i * column_row
-                    load(
-                        work, at, source, h0, layer, order[row], t, step, reverse,
-                        saved, (start + i) * value_row, unit, K,
-                    )  # fmt: skip
-                    work[at + K] = 1
-                for group in range(worker, groups, workers):
-                    filled = min(width, length - group * width)
-                    for i in range(rows):
-                        at = (start + i) * d_row + first + group * width
-                        for j in range(filled):
-                            work[packed_d + i * width + j] = d[at + j]
-                        for j in range(filled, width):
-                            work[packed_d + i * width + j] = 0
-                    product(
-                        sums, group * (K + 1) * width, width, lanes,
-                        work, columns, 1, 0, column_row,
-                        work, packed_d, 0, 1, rows,
-                        K + 1, 1, GROUP_VECTORS,
-                    )  # fmt: skip
-            for group in range(worker, groups, workers):
-                for j in range(min(width, length - group * width)):
-                    block, unit_j = divmod(group * width + j, unit)
-                    if unit_j < H:
-                        row = gate_rows[block] * H + unit_j
-                        at = group * (K + 1) * width + j
-                        for k in range(K):
-                            dweight_out[row, k] = sums[at + k * width]
-                        if len(dbias_out) > 0:
-                            dbias_out[row] = sums[at + K * width]
+                    at = (start + i) * d_row + first + group * width
+                    for j in range(filled):
+                        work[packed_d + i * width + j] = d[at + j]
+                    for j in range(filled, width):
+                        work[packed_d + i * width + j] = 0
+                product(
+                    sums, group * (K + 1) * width, width, lanes,
+                    work, columns, 1, 0, column_row,
+                    work, packed_d, 0, 1, rows,
+                    K + 1, 1, GROUP_VECTORS,
+                )  # fmt: skip
+        for group in range(worker, groups, workers):
+            for j in range(min(width, length - group * width)):
+                block, unit_j = divmod(group * width + j, unit)
+                if unit_j < H:
+                    row = gate_rows[block] * H + unit_j
+                    at = group * (K + 1) * width + j
+                    for k in range(K):
+                        dweight_out[row, k] = sums[at + k * width]
+                    if len(dbias_out) > 0:
+                        dbias_out[row] = sums[at + K * width]
 
     return weight_gradient
+
+
+def weight_gradient_threads(
+    kernel, source, h0, layer, order, lengths, offset, reverse, saved, value_row, d, d_row, first,
+    unit, H, gate_rows, dweight_out, dbias_out, sums, work, worker_size, workers,
+):  # fmt: skip
+    """Run the weight gradient's shares on threads."""
+    for worker in prange(workers):
+        kernel(
+            source, h0, layer, order, lengths, offset, reverse, saved, value_row, d, d_row, first,
+            unit, H, gate_rows, dweight_out, dbias_out, sums, work, worker_size, np.intp(worker),
+            workers,
+        )  # fmt: skip
 
 
 def weight_gradient_worker_size(columns: int, lanes: int) -> int:
