@@ -37,14 +37,14 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def whole_number(name: str, value: Any) -> int:
+def whole_number(name: str, value: Any, expected: str = "a whole number") -> int:
     """`value` as an int, if it is a whole number and no bool."""
     if not isinstance(value, bool | np.bool_):
         try:
             return operator.index(value)
         except TypeError:
             pass
-    raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    raise TypeError(f"{name}: expected {expected}, got {value!r}")
 
 
 def _check_size(name: str, value: Any) -> int:
@@ -357,11 +357,12 @@ def _check_kind(dtype: Any) -> np.dtype[Any]:
 
 
 def _check_rng(rng: Any) -> np.random.Generator:
-    """`rng` as a generator, if it is one or can seed one."""
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"rng: expected None, a seed or a Generator, got {rng!r}") from error
+    """`rng` as a generator, if it is None, one, or the seed of one."""
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        rng = whole_number("rng", rng, "None, a seed or a Generator")
+        if rng < 0:
+            raise ValueError(f"rng: expected a seed from 0 up, got {rng}")
+    return np.random.default_rng(rng)
 
 
 def _check_weights(
