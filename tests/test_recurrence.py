@@ -128,3 +128,15 @@ def test_without_bias_and_initial_state(cell: str, D: int) -> None:
     _, _, with_zeros = solve(problem)
     for got, want in zip(as_members(gradients.h0), as_members(with_zeros.h0), strict=True):
         assert_close(got, want, 0.0)
+
+
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_weight_gradients_of_many_rows(cell: str) -> None:
+    """Sums over 16 384 rows round hardly worse than over few."""
+    exact = draw(cell, (256, 64, 4, 16))
+    _, _, want = solve(exact)
+    problem = exact.astype("float32")
+    _, _, got = solve(problem)
+    for name, gradient in got.params.to_dict().items():
+        b = want.params.to_dict()[name]
+        assert_close(gradient / np.abs(b).max(), b / np.abs(b).max(), bound(problem, 1.0))
