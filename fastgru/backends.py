@@ -5,6 +5,7 @@ A backend's kernels are a module that offers `pack`, `ragged_rows`, `forward`, `
 before.
 """
 
+import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -35,14 +36,21 @@ def library_of(name: str, value: Any) -> str:
         If `value` is not exactly an array of a known library: lists, scalars, masked arrays and
         other subclasses are refused.
     """
-    kind = type(value)
-    library = kind.__module__.partition(".")[0]
-    if kind.__name__ != "ndarray" or library not in _KERNELS:
+    kind: Any = type(value)
+    library = _library_of_type(kind)
+    if library is None:
         raise TypeError(
             f"{name}: expected a {' or '.join(_KERNELS)} ndarray (no subclass, no list), "
             f"got {kind.__module__}.{kind.__qualname__}"
         )
     return library
+
+
+@functools.lru_cache(maxsize=64)
+def _library_of_type(kind: type) -> str | None:
+    """Name of the library whose array type this is, without importing any."""
+    library = kind.__module__.partition(".")[0]
+    return library if kind.__name__ == "ndarray" and library in _KERNELS else None
 
 
 def common_library(arrays: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ The functions are compiled for vectors of units (CPU) and for single units (GPU)
 Python; they use tuples, arithmetic and `primitives`, nothing else.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class PreActivation:
     recurrent: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operand:
     """What a phase's recurrent weights multiply, from the previous h and earlier phases' values.
 
@@ -68,7 +69,7 @@ def _hidden_gradient(h: Any, values: Any, d: Any) -> Any:
 HIDDEN = Operand(_hidden, _hidden_gradient)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Phase:
     """One recurrent product and the pointwise function that follows it.
 
@@ -92,7 +93,7 @@ class Phase:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A recurrent cell.
 
@@ -125,24 +126,24 @@ class Cell:
                     f"{self.gates}, got {fed}"
                 )
 
-    @property
+    @functools.cached_property
     def pre_activations(self) -> tuple[PreActivation, ...]:
         """Those of all phases, in order."""
         return tuple(p for phase in self.phases for p in phase.pre_activations)
 
-    @property
+    @functools.cached_property
     def input_gates(self) -> tuple[str, ...]:
         """Gates that have input weights, in the order of their rows."""
         fed = {p.gate for p in self.pre_activations if p.input}
         return tuple(g for g in self.gates if g in fed)
 
-    @property
+    @functools.cached_property
     def recurrent_gates(self) -> tuple[str, ...]:
         """Gates that have recurrent weights, in the order of their rows."""
         fed = {p.gate for p in self.pre_activations if p.recurrent}
         return tuple(g for g in self.gates if g in fed)
 
-    @property
+    @functools.cached_property
     def num_values(self) -> int:
         """Values that one unit saves a step."""
         return sum(len(phase.values) for phase in self.phases)
