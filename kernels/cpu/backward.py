@@ -17,7 +17,7 @@ from numba.extending import register_jitable
 from ..cells import Cell
 from .plan import backward_layout, chain, phase_plans, row_sizes
 from .rows import add_row, load_row, previous_h, running, store_row, time_index
-from .simd import add_group, load_group, store_group, zero_group
+from .simd import add_group, load_group, make_sweeps, store_group, zero_group
 from .tile import product
 
 
@@ -30,6 +30,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     recurrents_before = part.recurrents_before
     equations = register_jitable(cell.phases[number].backward)
     operand_gradient = register_jitable(cell.phases[number].operand.gradient)
+    fill_zero, _, _ = make_sweeps(lanes)
 
     if number + 1 < len(cell.phases):
 
@@ -61,8 +62,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         # To the operand, and through it to h and to the values of earlier phases.
         if gates == 0:
             return
-        for i in range(running_rows * size.h):
-            work[at.doperand + i] = 0
+        fill_zero(work, at.doperand, running_rows * size.h)
         product(
             work, at.doperand, size.h, 0,
             d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
@@ -90,6 +90,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
     num_pre, num_values, states = len(cell.pre_activations), cell.num_values, len(cell.states)
     numbers = reversed(range(len(cell.phases)))
     step_phases = chain([_make_phase(cell, number, lanes) for number in numbers])
+    fill_zero, _, _ = make_sweeps(lanes)
 
     def backward(
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
@@ -120,8 +121,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
             rows = last - first
             at = backward_layout(worker * worker_size, rows, states, size)
 
-            for i in range(at.dstate, at.end):
-                work[i] = 0
+            fill_zero(work, at.dstate, at.end - at.dstate)
             for row in range(rows):
                 for member in range(states):
                     to = at.dstate + (member * rows + row) * size.h

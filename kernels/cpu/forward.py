@@ -17,7 +17,7 @@ from numba.extending import register_jitable
 from ..cells import Cell
 from .plan import chain, forward_layout, phase_plans, row_sizes
 from .rows import load_row, running, store_row, time_index
-from .simd import load_group, store_group
+from .simd import load_group, make_sweeps, store_group
 from .tile import product
 
 
@@ -105,6 +105,7 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
     num_pre, num_values = len(cell.pre_activations), cell.num_values
     states, phases = len(cell.states), range(len(cell.phases))
     first_operand = register_jitable(cell.phases[0].operand.value)
+    fill_zero, copy, _ = make_sweeps(lanes)
     project = chain([_make_projection(cell, number, lanes) for number in phases])
     step_phases = chain([_make_phase(cell, number, lanes) for number in phases])
 
@@ -137,8 +138,7 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
             rows = last - first
             at = forward_layout(worker * worker_size, rows, steps, states, size)
 
-            for i in range(at.state, at.x):
-                work[i] = 0
+            fill_zero(work, at.state, at.x - at.state)
             for row in range(rows):
                 for member in range(states):
                     to = at.state + (member * rows + row) * size.h
@@ -157,8 +157,7 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
                         t = time_index(step, lengths[first + row], reverse)
                         load_row(x, order[first + row], t, work, at.x + packed * size.x, I)
                         pre = at.pre + packed * size.pre
-                        for i in range(num_pre * size.unit):
-                            work[pre + i] = weights[i]
+                        copy(work, pre, weights, 0, num_pre * size.unit)
                         packed += 1
                 project(work, at, size, weights, packed, I, H)
                 pre = at.pre

@@ -13,7 +13,7 @@ from numba.extending import register_jitable
 
 from ..cells import Operand
 from .rows import accumulate_row, load_row, previous_h, step_of, time_index
-from .simd import load_group, store_group
+from .simd import load_group, make_sweeps, store_group
 from .tile import product
 
 # Units whose sums a weight-gradient tile holds: three vectors by eight columns fill the registers.
@@ -24,6 +24,7 @@ ROWS_AT_ONCE = 128
 
 def make_input_gradient(lanes: int) -> Callable[..., None]:
     """Build ``dx += W^T d`` for the pre-activations of one phase."""
+    fill_zero, _, _ = make_sweeps(lanes)
 
     def input_gradient(
         d,  # (packed rows * d_row,) gradients of pre-activations
@@ -52,8 +53,7 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
         for chunk in range(worker, chunks, workers):
             packed = chunk * ROWS_AT_ONCE
             rows = min(ROWS_AT_ONCE, total - packed)
-            for i in range(rows * row_size):
-                work[sums + i] = 0
+            fill_zero(work, sums, rows * row_size)
             product(
                 work, sums, row_size, 0,
                 d, packed * d_row + first, d_row, unit, 1,
@@ -123,6 +123,7 @@ def make_weight_gradient(
         _load_input if operand is None else _make_load_operand(operand, first_value, lanes)
     )
     width = GROUP_VECTORS * lanes
+    fill_zero, copy, add = make_sweeps(lanes)
 
     def weight_gradient(
         source,  # (N, T, K), any strides: x, or y where the operand is made from h
@@ -158,8 +159,7 @@ def make_weight_gradient(
         packed_d = columns + ROWS_AT_ONCE * column_row  # (rows, width)
         block_sums = packed_d + ROWS_AT_ONCE * width  # (K + 1, width)
         for group in range(worker, groups, workers):
-            for i in range(group_size):
-                sums[group * group_size + i] = 0
+            fill_zero(sums, group * group_size, group_size)
         for start in range(0, total, ROWS_AT_ONCE):
             rows = min(ROWS_AT_ONCE, total - start)
             step = step_of(offset, start)
@@ -178,20 +178,17 @@ def make_weight_gradient(
                 filled = min(width, length - group * width)
                 for i in range(rows):
                     at = (start + i) * d_row + first + group * width
-                    for j in range(filled):
-                        work[packed_d + i * width + j] = d[at + j]
-                    for j in range(filled, width):
-                        work[packed_d + i * width + j] = 0
-                for i in range(group_size):
-                    work[block_sums + i] = 0
+                    to = packed_d + i * width
+                    copy(work, to, d, at, filled)
+                    fill_zero(work, to + filled, width - filled)
+                fill_zero(work, block_sums, group_size)
                 product(
                     work, block_sums, width, lanes,
                     work, columns, 1, 0, column_row,
                     work, packed_d, 0, 1, rows,
                     K + 1, 1, GROUP_VECTORS,
                 )  # fmt: skip
-                for i in range(group_size):
-                    sums[group * group_size + i] += work[block_sums + i]
+                add(sums, group * group_size, work, block_sums, group_size)
         for group in range(worker, groups, workers):
             for j in range(min(width, length - group * width)):
                 block, unit_j = divmod(group * width + j, unit)

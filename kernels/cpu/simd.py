@@ -16,7 +16,13 @@ from numba import types
 from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    models,
+    register_jitable,
+    register_model,
+)
 
 from .. import primitives
 
@@ -204,3 +210,29 @@ def add_group(typing: Any, group: Any, addends: Any) -> Any:
         return context.make_tuple(builder, group, sums)
 
     return group(group, addends), emit
+
+
+def make_sweeps(lanes: int) -> tuple[Any, Any, Any]:
+    """Build ``fill_zero(to, i, count)``, ``copy(to, i, source, j, count)`` and ``add(…)``.
+
+    For flat arrays and whole numbers of vectors. Loops over single elements stay scalar: Numba's
+    index may wrap around and arrays may overlap, for all that LLVM knows.
+    """
+
+    @register_jitable
+    def fill_zero(to, i, count):
+        for at in range(0, count, lanes):
+            store_group(to, i + at, 0, zero_group(to, 1))
+
+    @register_jitable
+    def copy(to, i, source, j, count):
+        for at in range(0, count, lanes):
+            store_group(to, i + at, 0, load_group(source, j + at, 0, 1))
+
+    @register_jitable
+    def add(to, i, source, j, count):
+        for at in range(0, count, lanes):
+            total = add_group(load_group(to, i + at, 0, 1), load_group(source, j + at, 0, 1))
+            store_group(to, i + at, 0, total)
+
+    return fill_zero, copy, add
