@@ -4,9 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
+from typing import Any
 
 import numpy as np
 import pytest
+
+import fastgru
 
 PROGRAM = """
 import sys, numpy as np, fastgru
@@ -24,18 +28,31 @@ print("hits", sum(
 """
 
 
-def run(cells: str, home: Path, **environment: str) -> list[str]:
-    """Lines printed by a process that computes with these cells and keeps its cache in `home`."""
+def start(
+    cells: str, home: Path, before: str = "", cwd: Path | None = None, **environment: str
+) -> "subprocess.Popen[str]":
+    """Start a process that computes with these cells and keeps its cache in `home`."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "XDG_"))}
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, cells],
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", before + PROGRAM, cells],
+        cwd=cwd,
         env=inherited | {"HOME": str(home)} | environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
+
+
+def finish(process: "subprocess.Popen[str]") -> list[str]:
+    """Lines that the process printed."""
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return out.splitlines()
+
+
+def run(cells: str, home: Path, **options: Any) -> list[str]:
+    """Lines printed by a process, started and finished."""
+    return finish(start(cells, home, **options))
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +106,53 @@ def test_a_folder_open_to_others_is_not_used(tmp_path: Path) -> None:
     folder.chmod(0o777)
     assert run("gru", tmp_path)[-1] == "hits 0"
     assert list(folder.iterdir()) == []
+
+
+def test_eight_processes_fill_an_empty_cache_at_once(
+    filled: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    _, lines = filled
+    processes = [start("gru", tmp_path) for _ in range(8)]
+    assert {finish(process)[0] for process in processes} == {lines[0]}
+    assert not [path for path in files(tmp_path) if path.suffix != ".kernel"]
+    assert run("gru", tmp_path) == [lines[0], "hits 1"]
+
+
+def test_edited_sources_are_compiled_again(filled: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """An equation changed in a file that the compiled loop only imports."""
+    home, lines = filled
+    package = tmp_path / "fastgru"
+    copytree(Path(fastgru.__file__).parent, package)
+    assert run("gru", home, cwd=tmp_path)[0] == lines[0]
+    path = package / "kernels" / "cells.py"
+    source = path.read_text("utf-8")
+    assert source.count("n + z * (h - n)") == 2
+    path.write_text(source.replace("n + z * (h - n)", "h + z * (n - h)"), "utf-8")
+    (changed, hits) = run("gru", home, cwd=tmp_path)
+    assert changed != lines[0]
+    assert hits == "hits 0"
+
+
+def test_a_full_disk_means_compiling(filled: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Every write past the first bytes of a file fails, as it does on a full disk."""
+    pytest.importorskip("resource")
+    _, lines = filled
+    before = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+"""
+    assert run("gru", tmp_path, before=before) == [lines[0], "hits 0"]
+    assert files(tmp_path) == []
+    assert run("gru", tmp_path) == [lines[0], "hits 0"]
+
+
+def test_a_folder_that_cannot_be_written_is_read(filled: tuple[Path, list[str]]) -> None:
+    home, lines = filled
+    run("gru", home)
+    folder = home / ".cache" / "fastgru"
+    folder.chmod(0o500)
+    try:
+        assert run("gru", home) == [lines[0], "hits 1"]
+    finally:
+        folder.chmod(0o700)
