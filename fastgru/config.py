@@ -1,7 +1,6 @@
 """What this installation computes with."""
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 from .backends import describe_backends
 
@@ -11,8 +10,13 @@ def show_config() -> None:
 
     Starts Numba's thread pool, which alone knows its layer.
     """
-    lines = {"python": sys.version.split()[0]}
-    for package in ("fastgru", "numpy", "numba", "llvmlite", "cupy-cuda12x", "cupy-cuda13x"):
+    # Imported here: it costs more time than all of the package.
+    from importlib.metadata import PackageNotFoundError, version
+
+    from . import __version__
+
+    lines = {"python": sys.version.split()[0], "fastgru": __version__}
+    for package in ("numpy", "numba", "llvmlite", "cupy-cuda12x", "cupy-cuda13x"):
         try:
             lines[package] = version(package)
         except PackageNotFoundError:

@@ -168,3 +168,16 @@ def test_a_set_number_of_threads_is_respected() -> None:
         NUMBA_NUM_THREADS="2",
     )
     assert out.split() == ["1", "1"]
+
+
+def test_a_disabled_compiler_is_an_error_that_says_so() -> None:
+    out = run(
+        """
+        try:
+            fastgru.forward(x, params)
+        except RuntimeError as error:
+            print(error)
+        """,
+        NUMBA_DISABLE_JIT="1",
+    )
+    assert out.startswith("NUMBA_DISABLE_JIT is set")

@@ -96,6 +96,8 @@ def _compile(
 
 def _load_or_compile(dispatcher: Any, kinds: tuple[Any, ...], cache: KernelCache | None) -> Any:
     """Compile a dispatcher for one signature and no other, by the cache if there is one."""
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("NUMBA_DISABLE_JIT is set: these kernels exist only compiled")
     if cache is not None:
         dispatcher._cache = cache
     dispatcher.compile(types.void(*kinds))
