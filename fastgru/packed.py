@@ -1,5 +1,6 @@
 """Weights laid out for the kernels."""
 
+import functools
 from typing import Any
 
 from .backends import Backend, backend
@@ -21,10 +22,16 @@ class Packed:
         self.params = params
         self.backend: Backend = backend("params", params.library)
         self.cell = cell_named(params.cell)
-        # layouts[layer][direction], in the form that the backend's `forward` takes
-        self.layouts: tuple[tuple[Any, ...], ...] = tuple(
+
+    @functools.cached_property
+    def layouts(self) -> tuple[tuple[Any, ...], ...]:
+        """``layouts[layer][direction]``, in the form that the backend's `forward` takes.
+
+        Made when first asked for: after all arguments of a call have been checked.
+        """
+        return tuple(
             tuple(self.backend.kernels.pack(self.cell, dict(w.items())) for w in layer)
-            for layer in params.layers
+            for layer in self.params.layers
         )
 
     def __repr__(self) -> str:
@@ -63,4 +70,6 @@ def pack(params: Params | Packed) -> Packed:
     if isinstance(params, Params):
         backend("params", params.library)  # refused before anything is copied
         params = params.map(lambda array: array.copy())
-    return as_packed(params)
+    packed = as_packed(params)
+    packed.layouts  # noqa: B018 - made now, which is what packing is for
+    return packed

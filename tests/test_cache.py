@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastgru
+from fastgru.kernels.cpu.cache import functions_digest
 
 PROGRAM = """
 import sys, numpy as np, fastgru
@@ -156,3 +157,12 @@ def test_a_folder_that_cannot_be_written_is_read(filled: tuple[Path, list[str]])
         assert run("gru", home) == [lines[0], "hits 1"]
     finally:
         folder.chmod(0o700)
+
+
+def test_functions_of_one_file_are_told_apart() -> None:
+    """Equations may be lambdas, which have one name; what a closure holds cannot be seen."""
+    outer = np.ones(1)
+    twice, square, closure = (lambda a: a + a), (lambda a: a * a), (lambda a: a + outer)
+    assert functions_digest([twice]) is not None
+    assert functions_digest([twice]) != functions_digest([square])
+    assert functions_digest([closure]) is None

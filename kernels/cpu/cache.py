@@ -40,9 +40,20 @@ def _sources_digest() -> str:
 
 
 def functions_digest(functions: Iterable[Callable[..., Any]]) -> str | None:
-    """Digest of the files that define these functions; None where there is no file to read."""
+    """Digest of these functions and of the files that define them.
+
+    None where it cannot be told: there is no file to read, or a function holds outer variables.
+    """
     digest = hashlib.sha256()
-    paths = {inspect.getsourcefile(inspect.unwrap(f)) for f in functions}
+    paths = set()
+    for function in functions:
+        if function.__closure__:
+            return None
+        code = function.__code__
+        # The file alone would not tell two of its lambdas apart.
+        parts = (code.co_code, code.co_consts, code.co_names)
+        digest.update(repr(parts).encode())
+        paths.add(inspect.getsourcefile(function))
     for path in sorted(str(p) for p in paths):
         try:
             digest.update(Path(path).read_bytes())
