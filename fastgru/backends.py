@@ -1,6 +1,6 @@
 """From an array to its library and the kernels that compute on it: the one place that dispatches.
 
-A backend's kernels are a module that offers `pack`, `ragged_rows`, `forward`, `backward` and
+A backend's kernels are a module that offers `pack`, `give_back`, `ragged_rows`, `Recurrence` and
 `describe`; see `fastgru.kernels.cpu`. Libraries are imported when an array of theirs comes, never
 before.
 """

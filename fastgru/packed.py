@@ -7,6 +7,39 @@ from .backends import Backend, backend
 from .params import Params, cell_named
 
 
+class Architecture:
+    """Everything about params but the values of the weights.
+
+    Attributes
+    ----------
+    calls : dict
+        Prepared calls by the kinds of their arguments; see `calls`.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_directions: int,
+        dtype: Any,
+        library: str,
+    ) -> None:
+        self.cell = cell_named(cell)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.num_directions = num_directions
+        self.dtype = dtype
+        self.backend: Backend = backend("params", library)
+        self.calls: dict[Any, Any] = {}
+
+
+# Params change at every step of training, their architecture does not.
+_architecture = functools.lru_cache(maxsize=64)(Architecture)
+
+
 class Packed:
     """Weights laid out for the kernels, made by `pack`; accepted wherever params are.
 
@@ -20,8 +53,15 @@ class Packed:
         if not isinstance(params, Params):
             raise TypeError(f"params: expected Params, got {type(params).__qualname__}")
         self.params = params
-        self.backend: Backend = backend("params", params.library)
-        self.cell = cell_named(params.cell)
+        self.architecture = _architecture(
+            params.cell,
+            params.input_size,
+            params.hidden_size,
+            params.num_layers,
+            params.num_directions,
+            params.dtype,
+            params.library,
+        )
 
     @functools.cached_property
     def layouts(self) -> tuple[tuple[Any, ...], ...]:
@@ -29,10 +69,17 @@ class Packed:
 
         Made when first asked for: after all arguments of a call have been checked.
         """
+        pack, cell = self.architecture.backend.kernels.pack, self.architecture.cell
         return tuple(
-            tuple(self.backend.kernels.pack(self.cell, dict(w.items())) for w in layer)
+            tuple(pack(cell, dict(weights.items())) for weights in layer)
             for layer in self.params.layers
         )
+
+    def give_back(self) -> None:
+        """Let go of the layouts, which are made anew if they are asked for again."""
+        for layer in vars(self).pop("layouts", ()):
+            for weights in layer:
+                self.architecture.backend.kernels.give_back(weights)
 
     def __repr__(self) -> str:
         return f"Packed({self.params!r})"

@@ -86,6 +86,12 @@ class Weights:
                 library_of(name, array)
         vars(self).update(dict.fromkeys(names), **arrays)
 
+    def _like(self, arrays: Mapping[str, Any]) -> "Weights":
+        """Weights of these arrays, which are there where these are; unchecked."""
+        weights = object.__new__(type(self))
+        vars(weights).update(vars(self), **arrays)
+        return weights
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"Weights have no {name!r}, only {', '.join(vars(self))}")
 
@@ -187,6 +193,12 @@ class Params:
             dtype=first.dtype,
             library=library,
         )
+
+    def _like(self, layers: Iterable[Iterable[Weights]]) -> Self:
+        """Params of these layers, which have the same arrays but for the values; unchecked."""
+        params = object.__new__(type(self))
+        vars(params).update(vars(self), layers=tuple(tuple(layer) for layer in layers))
+        return params
 
     def _refuse(self, *args: Any) -> NoReturn:
         raise AttributeError("Params are immutable; Params.map makes new ones")

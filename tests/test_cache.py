@@ -23,7 +23,7 @@ for cell in sys.argv[1].split(","):
 from fastgru.kernels.cells import CELLS
 from fastgru.kernels.cpu import build
 print("hits", sum(
-    sum(build.forward_kernel(CELLS[c], "float64").dispatcher.stats.cache_hits.values())
+    sum(build.forward_kernel(CELLS[c], np.dtype("float64")).dispatcher.stats.cache_hits.values())
     for c in sys.argv[1].split(",")
 ))
 """

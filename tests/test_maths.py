@@ -21,7 +21,7 @@ WIDE = np.longdouble
 def vectorised(name: str, dtype: str) -> Callable[[Any, Any], None]:
     """The compiled primitive, applied to arrays of whole vectors."""
     function = getattr(primitives, name)
-    lanes = build.lanes(dtype)
+    lanes = build.lanes(np.dtype(dtype))
 
     @numba.njit
     def apply(x, out):  # type: ignore[no-untyped-def]

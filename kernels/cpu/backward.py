@@ -1,7 +1,8 @@
 """The backward time loop, for any cell: from gradients of the outputs to those of pre-activations.
 
-The mirror of `forward`: the same blocks of sorted rows, phases in reverse. It leaves the gradients
-of all pre-activations in packed rows; `gradients` makes those of x and of the weights from them.
+The mirror of `forward`: the same blocks of sorted rows, shared by threads in the same two ways,
+phases in reverse. It runs over some steps, the last ones first, and leaves the gradients of their
+pre-activations in packed rows; `gradients` makes those of x and of the weights from them.
 
 Packed weights are one flat array: for each phase its recurrent weights (panels, gates, H, lanes),
 where a panel is a vector of the operand's units.
@@ -15,9 +16,11 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ..cells import Cell
-from .plan import backward_layout, chain, phase_plans, row_sizes
-from .rows import add_row, load_row, previous_h, running, store_row, time_index
+from .launch import call_at
+from .plan import backward_layout, chain, phase_plans, row_sizes, units_of
+from .rows import add_row, fetch_ahead, load_row, previous_h, running, store_row, time_index
 from .simd import add_group, load_group, make_sweeps, store_group, zero_group
+from .team import fetch, join, meet
 from .tile import product
 
 
@@ -44,10 +47,13 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
 
     value_gradients = register_jitable(gradients_so_far)
 
-    def phase(work, at, size, saved, value, d, d_row, weights, running_rows, rows, H):
+    def phase(
+        work, at, size, units, meeting, members, saved, value, d, d_row, weights, running_rows,
+        rows, H,
+    ):  # fmt: skip
         # work, saved, d, weights: flat; value, d_row: index of the first row's values, gradients
         for row in range(running_rows):
-            for unit in range(0, size.unit, lanes):
+            for unit in range(units.first, units.last, lanes):
                 at_h = row * size.h + unit
                 at_v = row * size.value + unit
                 (h,) = load_group(work, at.h + at_h, 0, 1)
@@ -62,15 +68,23 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         # To the operand, and through it to h and to the values of earlier phases.
         if gates == 0:
             return
-        fill_zero(work, at.doperand, running_rows * size.h)
+        meet(meeting, members)
+        if members > 1:
+            for row in range(running_rows):
+                fetch(d, d_row + row * size.pre + first_recurrent * size.unit, gates * size.unit)
+        sums = at.doperand + units.first
+        for row in range(running_rows):
+            fill_zero(work, sums + row * size.h, units.vectors * lanes)
         product(
-            work, at.doperand, size.h, 0,
+            work, sums, size.h, 0,
+            work, sums, size.h, 0,
             d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
-            weights, size.unit * recurrents_before * H, gates * H * lanes, gates, H,
-            running_rows, size.unit // lanes, 1,
+            weights, (size.unit * recurrents_before + units.first * gates) * H,
+            gates * H * lanes, gates, H,
+            running_rows, units.vectors, 1,
         )  # fmt: skip
         for row in range(running_rows):
-            for unit in range(0, size.unit, lanes):
+            for unit in range(units.first, units.last, lanes):
                 at_h = row * size.h + unit
                 at_v = row * size.value + unit
                 (h,) = load_group(work, at.h + at_h, 0, 1)
@@ -105,59 +119,80 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
         reverse,  # whether rows were walked from their last step
         weights,  # flat, packed
         saved,  # (packed rows * value row,) what forward kept
-        d_out,  # (packed rows * pre row,) gradients of pre-activations; written
-        dinitial_out,  # like `dfinal`; written
+        first_step,  # steps first_step to last_step - 1 are walked, the last one first
+        last_step,
+        d_out,  # (packed rows of these steps * pre row,) gradients of pre-activations; written
+        dinitial_out,  # like `dfinal`; gradients of the state before `first_step`; written
         work,  # (workers * worker_size,)
         worker_size,
         block_rows,  # rows a block
-        worker,  # which share of the blocks to do
+        meeting,  # of the workers if they share blocks, else empty; see `team`
+        worker,  # which of the workers this is
         workers,
     ):
+        share = join(meeting, worker, workers)
+        if share.block < 0:
+            return
         N, H = order.shape[0], y.shape[2]
         size = row_sizes(num_pre, num_values, 0, H, lanes)
-        for block in range(worker, (N + block_rows - 1) // block_rows, workers):
+        units = units_of(share.rank, share.members, H, lanes)
+        previous = 1 if reverse else -1  # where h before a step lies in y
+        for block in range(share.block, (N + block_rows - 1) // block_rows, share.stride):
             first = block * block_rows
             last = min(first + block_rows, N)
             rows = last - first
             at = backward_layout(worker * worker_size, rows, states, size)
 
-            fill_zero(work, at.dstate, at.end - at.dstate)
             for row in range(rows):
+                fill_zero(work, at.h + row * size.h + units.first, units.vectors * lanes)
                 for member in range(states):
-                    to = at.dstate + (member * rows + row) * size.h
-                    load_row(dfinal[member], layer, order[first + row], work, to, H)
+                    to = at.dstate + (member * rows + row) * size.h + units.first
+                    fill_zero(work, to, units.vectors * lanes)
+                    load_row(
+                        dfinal[member], layer, order[first + row], units.first,
+                        work, to, units.real,
+                    )  # fmt: skip
 
-            for step in range(lengths[first] - 1, -1, -1):
+            for step in range(min(last_step, lengths[first]) - 1, first_step - 1, -1):
                 running_rows = running(offset, step, first, last)
                 for row in range(running_rows):
                     n = order[first + row]
                     t = time_index(step, lengths[first + row], reverse)
+                    h = row * size.h + units.first
+                    walk = (order, lengths, first + row, first + running_rows, step, reverse)
+                    fetch_ahead(y, *walk, previous, units.first, units.real)
                     if has_dy:
-                        add_row(dy, n, t, work, at.dstate + row * size.h, H)
+                        fetch_ahead(dy, *walk, 0, units.first, units.real)
+                        add_row(dy, n, t, units.first, work, at.dstate + h, units.real)
                     previous_h(
-                        y, initial[0], layer, n, step, t, reverse, work, at.h + row * size.h, H
-                    )
+                        y, initial[0], layer, n, step, t, reverse, units.first,
+                        work, at.h + h, units.real,
+                    )  # fmt: skip
                 packed = offset[step] + first
                 step_phases(
-                    work, at, size, saved, packed * size.value, d_out, packed * size.pre, weights,
-                    running_rows, rows, H,
+                    work, at, size, units, meeting, share.members, saved, packed * size.value,
+                    d_out, (packed - offset[first_step]) * size.pre, weights, running_rows, rows, H,
                 )  # fmt: skip
 
             for row in range(rows):
                 for member in range(states):
-                    h = at.dstate + (member * rows + row) * size.h
-                    store_row(dinitial_out[member], layer, order[first + row], work, h, H)
+                    h = at.dstate + (member * rows + row) * size.h + units.first
+                    store_row(
+                        dinitial_out[member], layer, order[first + row], units.first,
+                        work, h, units.real,
+                    )  # fmt: skip
 
     return backward
 
 
 def backward_threads(
-    kernel, dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights, saved,
-    d_out, dinitial_out, work, worker_size, block_rows, workers,
+    address, dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights, saved,
+    first_step, last_step, d_out, dinitial_out, work, worker_size, block_rows, meeting, workers,
 ):  # fmt: skip
-    """Run the backward loop's shares on threads."""
+    """Run the backward loop's workers on threads."""
     for worker in prange(workers):
-        kernel(
-            dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights, saved,
-            d_out, dinitial_out, work, worker_size, block_rows, np.intp(worker), workers,
+        call_at(
+            address, dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse,
+            weights, saved, first_step, last_step, d_out, dinitial_out, work, worker_size,
+            block_rows, meeting, np.intp(worker), workers,
         )  # fmt: skip

@@ -16,9 +16,10 @@ from .cache import KernelCache, functions_digest
 from .simd import lanes_of
 
 
-def lanes(dtype: Any) -> int:
+@functools.cache
+def lanes(dtype: np.dtype[Any]) -> int:
     """Elements of a NumPy dtype in one vector."""
-    return lanes_of(numba.from_dtype(np.dtype(dtype)))
+    return lanes_of(numba.from_dtype(dtype))
 
 
 def _theirs(dtype: types.Type, ndim: int) -> types.Array:
@@ -36,7 +37,9 @@ def _parameter_types(dtype: types.Type, states: int) -> dict[str, types.Type]:
     rows_out = types.Array(dtype, 3, "A")
     flat = types.Array(dtype, 1, "C")
     indices = types.Array(types.intp, 1, "C", readonly=True)
-    flags = dict.fromkeys(("reverse", "keep", "has_dy"), types.boolean)
+    flags = dict.fromkeys(
+        ("reverse", "keep", "has_dy", "is_first", "is_last", "by_columns"), types.boolean
+    )
     return flags | {
         **dict.fromkeys(("x", "y", "h0", "dy", "source"), rows),
         **dict.fromkeys(("y_out", "dx_out"), rows_out),
@@ -44,9 +47,11 @@ def _parameter_types(dtype: types.Type, states: int) -> dict[str, types.Type]:
         **dict.fromkeys(("final_out", "dinitial_out"), types.UniTuple(rows_out, states)),
         **dict.fromkeys(("weights", "saved", "d", "work", "sums"), flat),
         **dict.fromkeys(("values_out", "d_out", "packed_out", "dbias_out"), flat),
-        **dict.fromkeys(("order", "lengths", "offset", "gate_rows"), indices),
-        "weight": _theirs(dtype, 2),
-        "bias": _theirs(dtype, 1),
+        **dict.fromkeys(("order", "lengths", "offset"), indices),
+        **dict.fromkeys(("parts", "gate_rows", "bias_rows"), indices),
+        **dict.fromkeys(("weight_ih", "weight_hh"), _theirs(dtype, 2)),
+        **dict.fromkeys(("bias_ih", "bias_hh"), _theirs(dtype, 1)),
+        "meeting": types.Array(types.intp, 1, "C"),
         "dweight_out": types.Array(dtype, 2, "C"),
     }
 
@@ -78,7 +83,7 @@ def _name_closures(function: Callable[..., Any], token: str) -> None:
 
 def _compile(
     function: Callable[..., Any],
-    dtype: str,
+    dtype: np.dtype[Any],
     states: int,
     key: str,
     cell_functions: list[Callable[..., Any]],
@@ -88,7 +93,7 @@ def _compile(
     cache = KernelCache(f"{function.__qualname__} {lanes(dtype)} {key} {cell_digest}")
     _name_closures(function, cache.digest)
     dispatcher = numba.njit(nogil=True)(function)
-    kinds = _parameter_types(numba.from_dtype(np.dtype(dtype)), states)
+    kinds = _parameter_types(numba.from_dtype(dtype), states)
     names = inspect.signature(function).parameters
     types_ = tuple(kinds.get(name, types.intp) for name in names)
     return _load_or_compile(dispatcher, types_, None if cell_digest is None else cache)
@@ -109,32 +114,39 @@ class Kernel:
     """A compiled kernel whose last two parameters are a worker's number and their count.
 
     One worker runs on the calling thread. Several run on Numba's threads, by a small parallel
-    launcher that gets the kernel as a function pointer: both run the same machine code, and the
+    launcher that gets the kernel's address: both run the same machine code, and the
     kernel is not compiled again inside a parallel region, which took four times as long.
     """
 
     def __init__(self, dispatcher: Any, threads: Callable[..., None]) -> None:
         self.dispatcher = dispatcher
+        (signature,) = dispatcher.nopython_signatures
+        # The dispatcher itself would look at the type of every argument again, which takes 0.6 µs.
+        self._serial = dispatcher.get_overload(signature.args)
+        compiled = dispatcher.overloads[signature.args]
+        name = compiled.fndesc.llvm_func_name
+        self._address = compiled.library.get_pointer_to_function(name)
         self._threads = threads
 
     @functools.cached_property
-    def launcher(self) -> Any:
+    def _parallel(self) -> Any:
         """The compiled parallel launcher."""
         (signature,) = self.dispatcher.nopython_signatures
-        kinds = (types.FunctionType(signature), *signature.args[:-2], types.intp)
+        kinds = (types.intp, *signature.args[:-2], types.intp)
         cache = KernelCache(self._threads.__qualname__)
         dispatcher = numba.njit(nogil=True, parallel=True)(self._threads)
-        return _load_or_compile(dispatcher, kinds, cache)
+        return _load_or_compile(dispatcher, kinds, cache).get_overload(kinds)
 
-    def __call__(self, *args: Any, workers: int) -> None:
+    def __call__(self, workers: int, *args: Any) -> None:
+        """Run the kernel's workers; arguments must be of its types, which nothing checks."""
         if workers == 1:
-            self.dispatcher(*args, 0, 1)
+            self._serial(*args, 0, 1)
         else:
-            self.launcher(self.dispatcher, *args, workers)
+            self._parallel(self._address, *args, workers)
 
 
 @functools.cache
-def forward_kernel(cell: Cell, dtype: str) -> Kernel:
+def forward_kernel(cell: Cell, dtype: np.dtype[Any]) -> Kernel:
     """`forward.make_forward`, compiled."""
     function = forward.make_forward(cell, lanes(dtype))
     functions = _cell_functions(cell)
@@ -143,7 +155,7 @@ def forward_kernel(cell: Cell, dtype: str) -> Kernel:
 
 
 @functools.cache
-def backward_kernel(cell: Cell, dtype: str) -> Kernel:
+def backward_kernel(cell: Cell, dtype: np.dtype[Any]) -> Kernel:
     """`backward.make_backward`, compiled."""
     function = backward.make_backward(cell, lanes(dtype))
     functions = _cell_functions(cell)
@@ -152,14 +164,16 @@ def backward_kernel(cell: Cell, dtype: str) -> Kernel:
 
 
 @functools.cache
-def input_gradient_kernel(dtype: str) -> Kernel:
+def input_gradient_kernel(dtype: np.dtype[Any]) -> Kernel:
     """`gradients.make_input_gradient`, compiled."""
     dispatcher = _compile(gradients.make_input_gradient(lanes(dtype)), dtype, 1, "", [])
     return Kernel(dispatcher, gradients.input_gradient_threads)
 
 
 @functools.cache
-def weight_gradient_kernel(operand: Operand | None, first_value: int, dtype: str) -> Kernel:
+def weight_gradient_kernel(
+    operand: Operand | None, first_value: int, dtype: np.dtype[Any]
+) -> Kernel:
     """`gradients.make_weight_gradient`, compiled."""
     function = gradients.make_weight_gradient(operand, first_value, lanes(dtype))
     functions = _operand_functions(operand)
@@ -168,6 +182,6 @@ def weight_gradient_kernel(operand: Operand | None, first_value: int, dtype: str
 
 
 @functools.cache
-def packing_kernel(name: str, dtype: str) -> Any:
-    """A function of `packing`, compiled."""
-    return _compile(getattr(packing, name), dtype, 1, name, [])
+def packing_kernel(dtype: np.dtype[Any]) -> Kernel:
+    """`packing.make_pack`, compiled."""
+    return Kernel(_compile(packing.make_pack(lanes(dtype)), dtype, 1, "", []), packing.pack_threads)

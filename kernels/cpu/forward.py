@@ -1,7 +1,8 @@
 """The forward time loop, for any cell.
 
-A block of sorted rows runs through the whole sequence by itself, so threads never wait for each
-other. Time is taken in blocks of steps: gather x, project all of it, then go step by step.
+A block of sorted rows runs through the whole sequence by itself. Time is taken in blocks of steps:
+gather x, project all of it, then go step by step. Threads take blocks of their own and never wait
+for each other, or they share the units of each block and meet after every product's equations.
 
 Packed weights are one flat array: the bias (pre-activations, unit), then for each phase its input
 weights (panels, I, gates, lanes) and its recurrent weights (panels, H, gates, lanes).
@@ -15,26 +16,36 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ..cells import Cell
-from .plan import chain, forward_layout, phase_plans, row_sizes
+from .launch import call_at
+from .plan import chain, forward_layout, phase_plans, row_sizes, units_of
 from .rows import load_row, running, store_row, time_index
 from .simd import load_group, make_sweeps, store_group
+from .team import fetch, join, meet
 from .tile import product
 
 
 def _make_projection(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
-    """Add W x to one phase's pre-activations, for all packed rows of a time block."""
+    """One phase's biases and, where x feeds it, W x, for all packed rows of a time block."""
     num_pre, part = len(cell.pre_activations), phase_plans(cell)[number]
-    first, gates = part.first, part.inputs
+    first, gates, last = part.first, part.inputs, part.first + part.blocks
     inputs_before, recurrents_before = part.inputs_before, part.recurrents_before
+    _, copy, _ = make_sweeps(lanes)
 
-    def project(work, at, size, weights, rows, I, H):
+    def project(work, at, size, weights, units, rows, I, H):
+        # work, weights: flat
         start = size.unit * (num_pre + inputs_before * I + recurrents_before * H)
         product(
-            work, at.pre + first * size.unit, size.pre, size.unit,
+            work, at.pre + first * size.unit + units.first, size.pre, size.unit,
+            weights, first * size.unit + units.first, 0, size.unit,
             work, at.x, size.x, 0, 1,
-            weights, start, I * gates * lanes, 1, I,
-            rows, size.unit // lanes, gates,
+            weights, start + units.first * I * gates, I * gates * lanes, 1, I,
+            rows, units.vectors, gates,
         )  # fmt: skip
+        for block in range(first + gates, last):
+            bias = block * size.unit + units.first
+            for row in range(rows):
+                pre = at.pre + row * size.pre
+                copy(work, pre + bias, weights, bias, units.vectors * lanes)
 
     return project
 
@@ -71,20 +82,28 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     equations = register_jitable(cell.phases[number].forward)
     next_operand = register_jitable(_make_next_operand(cell, number))
 
-    def phase(work, at, size, weights, saved, value, pre, running_rows, rows, step, I, H):
-        # work, weights, saved: flat; value, pre: index of the first row's values, pre-activations
+    def phase(
+        work, at, operands, size, weights, units, meeting, members, saved, value, pre,
+        running_rows, rows, step, I, H,
+    ):  # fmt: skip
+        # work, weights, saved: flat; operands, value, pre: index of the first row's in them
         turn = (step * phases + number) % 2
-        operand = at.operand + turn * rows * size.h
-        following = at.operand + (1 - turn) * rows * size.h
+        operand = operands + turn * rows * size.h
+        following = operands + (1 - turn) * rows * size.h
         start = size.unit * (num_pre + inputs_before * I + recurrents_before * H)
+        sums = pre + first_recurrent * size.unit + units.first
+        if members > 1:
+            for row in range(running_rows):
+                fetch(work, operand + row * size.h, H)
         product(
-            work, pre + first_recurrent * size.unit, size.pre, size.unit,
+            work, sums, size.pre, size.unit,
+            work, sums, size.pre, size.unit,
             work, operand, size.h, 0, 1,
-            weights, start, H * gates * lanes, 1, H,
-            running_rows, size.unit // lanes, gates,
+            weights, start + units.first * H * gates, H * gates * lanes, 1, H,
+            running_rows, units.vectors, gates,
         )  # fmt: skip
         for row in range(running_rows):
-            for unit in range(0, size.unit, lanes):
+            for unit in range(units.first, units.last, lanes):
                 h = row * size.h + unit
                 v = value + row * size.value + unit
                 a = load_group(
@@ -96,6 +115,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
                 store_group(saved, v + first_value * size.unit, size.unit, new)
                 store_group(work, at.state + h, rows * size.h, state)
                 store_group(work, following + h, 0, (next_operand(state, values + new),))
+        meet(meeting, members)
 
     return phase
 
@@ -105,7 +125,7 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
     num_pre, num_values = len(cell.pre_activations), cell.num_values
     states, phases = len(cell.states), range(len(cell.phases))
     first_operand = register_jitable(cell.phases[0].operand.value)
-    fill_zero, copy, _ = make_sweeps(lanes)
+    fill_zero, _, _ = make_sweeps(lanes)
     project = chain([_make_projection(cell, number, lanes) for number in phases])
     step_phases = chain([_make_phase(cell, number, lanes) for number in phases])
 
@@ -126,67 +146,83 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
         worker_size,
         block_rows,  # rows a block
         steps,  # steps a block
-        worker,  # which share of the blocks to do
+        meeting,  # of the workers if they share blocks, else empty; see `team`
+        worker,  # which of the workers this is
         workers,
     ):
+        share = join(meeting, worker, workers)
+        if share.block < 0:
+            return
         N, I, H = order.shape[0], x.shape[2], y_out.shape[2]
         size = row_sizes(num_pre, num_values, I, H, lanes)
+        units = units_of(share.rank, share.members, H, lanes)
         saved = values_out if keep else work
-        for block in range(worker, (N + block_rows - 1) // block_rows, workers):
+        for block in range(share.block, (N + block_rows - 1) // block_rows, share.stride):
             first = block * block_rows
             last = min(first + block_rows, N)
             rows = last - first
             at = forward_layout(worker * worker_size, rows, steps, states, size)
+            # Those who share a block see each other's h, and nothing else of each other.
+            operand = forward_layout(share.area * worker_size, rows, steps, states, size).operand
 
-            fill_zero(work, at.state, at.x - at.state)
             for row in range(rows):
                 for member in range(states):
-                    to = at.state + (member * rows + row) * size.h
-                    load_row(initial[member], layer, order[first + row], work, to, H)
-                for unit in range(0, size.unit, lanes):
+                    to = at.state + (member * rows + row) * size.h + units.first
+                    fill_zero(work, to, units.vectors * lanes)
+                    load_row(
+                        initial[member], layer, order[first + row], units.first,
+                        work, to, units.real,
+                    )  # fmt: skip
+                for unit in range(units.first, units.last, lanes):
                     h = row * size.h + unit
                     (value,) = load_group(work, at.state + h, 0, 1)
-                    store_group(work, at.operand + h, 0, (first_operand(value, ()),))
+                    store_group(work, operand + h, 0, (first_operand(value, ()),))
+            meet(meeting, share.members)
 
             longest = lengths[first]
             for step0 in range(0, longest, steps):
                 step1 = min(step0 + steps, longest)
                 packed = 0
                 for step in range(step0, step1):
-                    for row in range(running(offset, step, first, last)):
+                    running_rows = running(offset, step, first, last)
+                    for row in range(running_rows):
                         t = time_index(step, lengths[first + row], reverse)
-                        load_row(x, order[first + row], t, work, at.x + packed * size.x, I)
-                        pre = at.pre + packed * size.pre
-                        copy(work, pre, weights, 0, num_pre * size.unit)
+                        load_row(x, order[first + row], t, 0, work, at.x + packed * size.x, I)
                         packed += 1
-                project(work, at, size, weights, packed, I, H)
+                project(work, at, size, weights, units, packed, I, H)
                 pre = at.pre
                 for step in range(step0, step1):
                     running_rows = running(offset, step, first, last)
                     value = (offset[step] + first) * size.value if keep else at.values
                     step_phases(
-                        work, at, size, weights, saved, value, pre, running_rows, rows, step, I, H
-                    )
+                        work, at, operand, size, weights, units, meeting, share.members, saved,
+                        value, pre, running_rows, rows, step, I, H,
+                    )  # fmt: skip
                     for row in range(running_rows):
                         t = time_index(step, lengths[first + row], reverse)
-                        store_row(y_out, order[first + row], t, work, at.state + row * size.h, H)
+                        h = at.state + row * size.h + units.first
+                        store_row(y_out, order[first + row], t, units.first, work, h, units.real)
                     pre += running_rows * size.pre
 
             for row in range(rows):
                 for member in range(states):
-                    h = at.state + (member * rows + row) * size.h
-                    store_row(final_out[member], layer, order[first + row], work, h, H)
+                    h = at.state + (member * rows + row) * size.h + units.first
+                    store_row(
+                        final_out[member], layer, order[first + row], units.first,
+                        work, h, units.real,
+                    )  # fmt: skip
 
     return forward
 
 
 def forward_threads(
-    kernel, x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
-    values_out, keep, work, worker_size, block_rows, steps, workers,
+    address, x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
+    values_out, keep, work, worker_size, block_rows, steps, meeting, workers,
 ):  # fmt: skip
-    """Run the forward loop's shares on threads."""
+    """Run the forward loop's workers on threads."""
     for worker in prange(workers):
-        kernel(
-            x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
-            values_out, keep, work, worker_size, block_rows, steps, np.intp(worker), workers,
+        call_at(
+            address, x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
+            values_out, keep, work, worker_size, block_rows, steps, meeting, np.intp(worker),
+            workers,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Gradients of x and of the weights, as products over all packed rows.
+"""Gradients of x and of the weights, as products over the packed rows of some steps.
 
 Both read the gradients `d` of the pre-activations that `backward` left. Neither depends on a cell's
 equations: blocks of `d` are named by index, and only the recurrent operand, where it is not h
@@ -12,8 +12,10 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ..cells import Operand
-from .rows import accumulate_row, load_row, previous_h, step_of, time_index
+from .launch import call_at
+from .rows import accumulate_row, fetch_ahead, load_row, previous_h, step_of, time_index
 from .simd import load_group, make_sweeps, store_group
+from .squares import store_square, transposed
 from .tile import product
 
 # Units whose sums a weight-gradient tile holds: three vectors by eight columns fill the registers.
@@ -22,42 +24,51 @@ GROUP_VECTORS = 3
 ROWS_AT_ONCE = 128
 
 
+def rows_at_once(rows: int, threads: int) -> int:
+    """Packed rows that a worker of the input gradient takes at once: few enough for all threads."""
+    share = -(-rows // threads)
+    return max(1, min(share + -share % 8, ROWS_AT_ONCE))
+
+
 def make_input_gradient(lanes: int) -> Callable[..., None]:
     """Build ``dx += W^T d`` for the pre-activations of one phase."""
     fill_zero, _, _ = make_sweeps(lanes)
 
     def input_gradient(
-        d,  # (packed rows * d_row,) gradients of pre-activations
+        d,  # (packed rows of these steps * d_row,) gradients of pre-activations
         d_row,
         first,  # index, within a row, of the first pre-activation that x feeds
         blocks,  # how many x feeds
         unit,  # distance between them
         H,
-        weights,  # (panels, blocks, H, lanes), flat; a panel is a vector of x's features
+        weights,  # flat; (panels, blocks, H, lanes), where a panel is a vector of x's features
+        weights_start,  # from this index
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row
         offset,  # (T + 1,) packed rows before each step
+        first_step,  # of steps first_step to last_step - 1
+        last_step,
         reverse,
         dx_out,  # (N, T, I), any strides; added to where valid
+        at_once,  # packed rows taken at once, at most ROWS_AT_ONCE
         work,  # (workers * worker_size,)
         worker_size,
         worker,  # which share of the packed rows to do
         workers,
     ):
         I = dx_out.shape[2]
-        total = offset[len(offset) - 1]
+        begin, end = offset[first_step], offset[last_step]
         panels = (I + lanes - 1) // lanes
         row_size = (panels + 1) * lanes
-        chunks = (total + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
         sums = worker * worker_size
-        for chunk in range(worker, chunks, workers):
-            packed = chunk * ROWS_AT_ONCE
-            rows = min(ROWS_AT_ONCE, total - packed)
+        for packed in range(begin + worker * at_once, end, workers * at_once):
+            rows = min(at_once, end - packed)
             fill_zero(work, sums, rows * row_size)
             product(
                 work, sums, row_size, 0,
-                d, packed * d_row + first, d_row, unit, 1,
-                weights, 0, blocks * H * lanes, blocks, H,
+                work, sums, row_size, 0,
+                d, (packed - begin) * d_row + first, d_row, unit, 1,
+                weights, weights_start, blocks * H * lanes, blocks, H,
                 rows, panels, 1,
             )  # fmt: skip
             step = step_of(offset, packed)
@@ -66,20 +77,21 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
                     step += 1
                 row = packed + i - offset[step]
                 t = time_index(step, lengths[row], reverse)
-                accumulate_row(dx_out, order[row], t, work, sums + i * row_size, I)
+                accumulate_row(dx_out, order[row], t, 0, work, sums + i * row_size, I)
 
     return input_gradient
 
 
 def input_gradient_threads(
-    kernel, d, d_row, first, blocks, unit, H, weights, order, lengths, offset, reverse, dx_out,
-    work, worker_size, workers,
+    address, d, d_row, first, blocks, unit, H, weights, weights_start, order, lengths, offset,
+    first_step, last_step, reverse, dx_out, at_once, work, worker_size, workers,
 ):  # fmt: skip
     """Run the input gradient's shares on threads."""
     for worker in prange(workers):
-        kernel(
-            d, d_row, first, blocks, unit, H, weights, order, lengths, offset, reverse, dx_out,
-            work, worker_size, np.intp(worker), workers,
+        call_at(
+            address, d, d_row, first, blocks, unit, H, weights, weights_start, order, lengths,
+            offset, first_step, last_step, reverse, dx_out, at_once, work, worker_size,
+            np.intp(worker), workers,
         )  # fmt: skip
 
 
@@ -92,7 +104,7 @@ def _load_input(
     row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, size
 ):  # fmt: skip
     """One row of x."""
-    load_row(source, n, t, row_out, at, size)
+    load_row(source, n, t, 0, row_out, at, size)
 
 
 def _make_load_operand(operand: Operand, first_value: int, lanes: int) -> Callable[..., None]:
@@ -102,7 +114,7 @@ def _make_load_operand(operand: Operand, first_value: int, lanes: int) -> Callab
     def load_operand(
         row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, size
     ):  # fmt: skip
-        previous_h(source, h0, layer, n, step, t, reverse, row_out, at, size)
+        previous_h(source, h0, layer, n, step, t, reverse, 0, row_out, at, size)
         for j in range(0, unit, lanes):
             (h,) = load_group(row_out, at + j, 0, 1)
             values = load_group(saved, value + j, unit, first_value)
@@ -122,6 +134,7 @@ def make_weight_gradient(
     load = register_jitable(
         _load_input if operand is None else _make_load_operand(operand, first_value, lanes)
     )
+    of_x = operand is None
     width = GROUP_VECTORS * lanes
     fill_zero, copy, add = make_sweeps(lanes)
 
@@ -132,42 +145,54 @@ def make_weight_gradient(
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row
         offset,  # (T + 1,) packed rows before each step
+        first_step,  # of steps first_step to last_step - 1
+        last_step,
         reverse,
         saved,  # (packed rows * value_row,)
         value_row,
-        d,  # (packed rows * d_row,)
+        d,  # (packed rows of these steps * d_row,)
         d_row,
         first,  # index, within a row of d, of the first block
         unit,  # length of a block: H in whole vectors
         H,
         gate_rows,  # (blocks,) which gate of the weights each block belongs to
-        dweight_out,  # (gates * H, K); rows of these gates are written
+        dweight_out,  # (gates * H, K); rows of these gates are written when the last steps are done
         dbias_out,  # (gates * H,), or empty; likewise
-        sums,  # (groups * (K + 1) * width,)
+        sums,  # flat; (groups * group size,), the sums so far
+        sums_start,  # from this index
+        is_first,  # whether there are none yet
+        is_last,  # whether these steps are the last ones
         work,  # (workers * worker_size,)
         worker_size,
         worker,  # which share of the groups of units to do
         workers,
     ):
         K = dweight_out.shape[1]
-        total = offset[len(offset) - 1]
+        begin, end = offset[first_step], offset[last_step]
         length = len(gate_rows) * unit
         groups = (length + width - 1) // width
-        group_size = (K + 1) * width
+        group_size = (K + lanes) // lanes * lanes * width
         column_row = (K + 2 * lanes) // lanes * lanes + lanes
         columns = worker * worker_size  # (rows, column_row): operands and the constant 1
         packed_d = columns + ROWS_AT_ONCE * column_row  # (rows, width)
         block_sums = packed_d + ROWS_AT_ONCE * width  # (K + 1, width)
-        for group in range(worker, groups, workers):
-            fill_zero(sums, group * group_size, group_size)
-        for start in range(0, total, ROWS_AT_ONCE):
-            rows = min(ROWS_AT_ONCE, total - start)
+        zeros = block_sums + (K + 1) * width  # (width,)
+        fill_zero(work, zeros, width)
+        previous = 1 if reverse else -1
+        shift = 0 if of_x else previous
+        if is_first:
+            for group in range(worker, groups, workers):
+                fill_zero(sums, sums_start + group * group_size, group_size)
+        for start in range(begin, end, ROWS_AT_ONCE):
+            rows = min(ROWS_AT_ONCE, end - start)
             step = step_of(offset, start)
             for i in range(rows):
                 while start + i >= offset[step + 1]:
                     step += 1
                 row = start + i - offset[step]
                 t = time_index(step, lengths[row], reverse)
+                end_row = offset[step + 1] - offset[step]
+                fetch_ahead(source, order, lengths, row, end_row, step, reverse, shift, 0, K)
                 at = columns + i * column_row
                 load(
                     work, at, source, h0, layer, order[row], t, step, reverse,
@@ -177,42 +202,47 @@ def make_weight_gradient(
             for group in range(worker, groups, workers):
                 filled = min(width, length - group * width)
                 for i in range(rows):
-                    at = (start + i) * d_row + first + group * width
+                    at = (start - begin + i) * d_row + first + group * width
                     to = packed_d + i * width
                     copy(work, to, d, at, filled)
                     fill_zero(work, to + filled, width - filled)
-                fill_zero(work, block_sums, group_size)
                 product(
                     work, block_sums, width, lanes,
+                    work, zeros, 0, lanes,
                     work, columns, 1, 0, column_row,
                     work, packed_d, 0, 1, rows,
                     K + 1, 1, GROUP_VECTORS,
                 )  # fmt: skip
-                add(sums, group * group_size, work, block_sums, group_size)
+                add(sums, sums_start + group * group_size, work, block_sums, (K + 1) * width)
+        if not is_last:
+            return
         for group in range(worker, groups, workers):
-            for j in range(min(width, length - group * width)):
+            for j in range(0, min(width, length - group * width), lanes):
                 block, unit_j = divmod(group * width + j, unit)
-                if unit_j < H:
-                    row = gate_rows[block] * H + unit_j
-                    at = group * group_size + j
-                    for k in range(K):
-                        dweight_out[row, k] = sums[at + k * width]
-                    if len(dbias_out) > 0:
-                        dbias_out[row] = sums[at + K * width]
+                rows = min(lanes, H - unit_j)
+                row = gate_rows[block] * H + unit_j
+                at = sums_start + group * group_size + j
+                for k in range(0, K, lanes):
+                    square = transposed(load_group(sums, at + k * width, width, lanes))
+                    store_square(dweight_out, row, k, rows, min(lanes, K - k), square)
+                if len(dbias_out) > 0:
+                    for i in range(rows):
+                        dbias_out[row + i] = sums[at + K * width + i]
 
     return weight_gradient
 
 
 def weight_gradient_threads(
-    kernel, source, h0, layer, order, lengths, offset, reverse, saved, value_row, d, d_row, first,
-    unit, H, gate_rows, dweight_out, dbias_out, sums, work, worker_size, workers,
+    address, source, h0, layer, order, lengths, offset, first_step, last_step, reverse, saved,
+    value_row, d, d_row, first, unit, H, gate_rows, dweight_out, dbias_out, sums, sums_start,
+    is_first, is_last, work, worker_size, workers,
 ):  # fmt: skip
     """Run the weight gradient's shares on threads."""
     for worker in prange(workers):
-        kernel(
-            source, h0, layer, order, lengths, offset, reverse, saved, value_row, d, d_row, first,
-            unit, H, gate_rows, dweight_out, dbias_out, sums, work, worker_size, np.intp(worker),
-            workers,
+        call_at(
+            address, source, h0, layer, order, lengths, offset, first_step, last_step, reverse,
+            saved, value_row, d, d_row, first, unit, H, gate_rows, dweight_out, dbias_out, sums,
+            sums_start, is_first, is_last, work, worker_size, np.intp(worker), workers,
         )  # fmt: skip
 
 
@@ -220,10 +250,11 @@ def weight_gradient_worker_size(columns: int, lanes: int) -> int:
     """Elements of workspace that a worker of a weight gradient needs."""
     column_row = (columns + 2 * lanes) // lanes * lanes + lanes
     width = GROUP_VECTORS * lanes
-    return ROWS_AT_ONCE * (column_row + width) + (columns + 1) * width
+    return ROWS_AT_ONCE * (column_row + width) + (columns + 2) * width
 
 
-def weight_gradient_sums_size(blocks: int, unit: int, columns: int, lanes: int) -> int:
-    """Elements of the sums of a weight gradient."""
+def weight_gradient_sums(blocks: int, unit: int, columns: int, lanes: int) -> tuple[int, int]:
+    """Groups of a weight gradient, and elements of its sums."""
     width = GROUP_VECTORS * lanes
-    return -(-blocks * unit // width) * (columns + 1) * width
+    groups = -(-blocks * unit // width)
+    return groups, groups * ((columns + lanes) // lanes * lanes) * width

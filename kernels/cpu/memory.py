@@ -1,7 +1,6 @@
 """Memory for the kernels: aligned, and for scratch borrowed rather than allocated."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,10 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _CACHE_LINE = 64
-# Scratch buffers kept for the next call, so that small calls neither allocate nor fault in pages.
-_KEPT_BYTES = 2 * 1024 * 1024
-_KEPT_BUFFERS = 4
-# Buffers that nobody uses. Taking and giving back are single list operations, so threads need no
-# lock, and a call inside a call (from a signal handler, say) just takes another buffer.
-_idle: list[Array] = []
+# Scratch memory is kept for the next call: new memory comes in pages that the system clears one by
+# one, which takes longer than many a kernel. What is not touched of a buffer takes no memory.
+_SMALLEST_KEPT_BITS, _LARGEST_KEPT_BITS = 14, 21
+_KEPT_OF_EACH = 3
 
 
 def aligned(size: int, dtype: np.dtype[Any]) -> Array:
@@ -25,18 +22,56 @@ def aligned(size: int, dtype: np.dtype[Any]) -> Array:
     return memory[start : start + size * dtype.itemsize].view(dtype)
 
 
-@contextmanager
-def scratch(size: int, dtype: np.dtype[Any]) -> Iterator[Array]:
-    """Uninitialised memory for the duration of a ``with`` block."""
-    if size * dtype.itemsize > _KEPT_BYTES:
-        yield aligned(size, dtype)
-        return
-    try:
-        buffer = _idle.pop()
-    except IndexError:
-        buffer = aligned(_KEPT_BYTES, np.dtype(np.uint8))
-    try:
-        yield buffer.view(dtype)[:size]
-    finally:
-        if len(_idle) < _KEPT_BUFFERS:
-            _idle.append(buffer)
+class Shelf:
+    """Idle buffers of one size.
+
+    Taking and giving back are single list operations, so threads need no lock, and a call inside a
+    call (from a signal handler, say) just takes another buffer.
+    """
+
+    def __init__(self, size: int, dtype: np.dtype[Any], kept: int) -> None:
+        self._size, self._dtype, self._kept = size, dtype, kept
+        self._idle: list[Array] = []
+
+    def borrow(self) -> Array:
+        """An uninitialised buffer, for a while or for ever."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return aligned(self._size, self._dtype)
+
+    def give_back(self, buffer: Array) -> None:
+        """Return a buffer of this shelf, which nobody may use from now on."""
+        if len(self._idle) < self._kept:
+            self._idle.append(buffer)
+
+
+class Pool:
+    """Scratch memory of one dtype: shelves of buffers of 2^bits elements."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        bits = range(_LARGEST_KEPT_BITS + 1)
+        self._shelves = [Shelf(1 << b, dtype, _KEPT_OF_EACH) for b in bits]
+
+    def shelf(self, size: int) -> Shelf:
+        """Where buffers of at least that size come from."""
+        bits = max(size.bit_length(), _SMALLEST_KEPT_BITS)
+        return self._shelves[bits] if bits <= _LARGEST_KEPT_BITS else Shelf(size, self._dtype, 0)
+
+    def borrow(self, size: int) -> Array:
+        """An uninitialised buffer of at least that size, for a while or for ever."""
+        return self.shelf(size).borrow()
+
+    def give_back(self, *buffers: Array) -> None:
+        """Return buffers, which nobody may use from now on."""
+        for buffer in buffers:
+            bits = buffer.size.bit_length() - 1
+            if bits <= _LARGEST_KEPT_BITS:
+                self._shelves[bits].give_back(buffer)
+
+
+@functools.cache
+def pool(dtype: np.dtype[Any]) -> Pool:
+    """The pool that all calls share."""
+    return Pool(dtype)

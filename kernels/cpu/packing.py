@@ -1,63 +1,82 @@
 """Weights in the order in which the tile reads them; pads are 0."""
 
+from collections.abc import Callable
 
-def pack_panels(
-    weight,  # (gates * H, K), any strides
-    gate_rows,  # (blocks,) which gate each block belongs to
-    H,
-    lanes,
-    start,
-    packed_out,  # flat; (panels, K, blocks, lanes) is written from `start`
-):
-    """For products that sum over the columns of a weight: a panel is a vector of units."""
-    K, blocks = weight.shape[1], len(gate_rows)
-    at = start
-    for unit in range(0, H, lanes):
-        for k in range(K):
-            for block in range(blocks):
-                row = gate_rows[block] * H + unit
-                filled = min(lanes, H - unit)
-                for lane in range(filled):
-                    packed_out[at + lane] = weight[row + lane, k]
-                for lane in range(filled, lanes):
-                    packed_out[at + lane] = 0
-                at += lanes
+import numpy as np
+from numba import prange
+
+from .launch import call_at
+from .squares import load_square, store_leading, transposed
 
 
-def pack_transposed(
-    weight,  # (gates * H, K), any strides
-    gate_rows,  # (blocks,) which gate each block belongs to
-    H,
-    lanes,
-    start,
-    packed_out,  # flat; (panels, blocks, H, lanes) is written from `start`
-):
-    """For products that sum over the rows of a weight: a panel is a vector of columns."""
-    K, blocks = weight.shape[1], len(gate_rows)
-    at = start
-    for column in range(0, K, lanes):
-        filled = min(lanes, K - column)
-        for block in range(blocks):
-            for k in range(H):
-                row = gate_rows[block] * H + k
-                for lane in range(filled):
-                    packed_out[at + lane] = weight[row, column + lane]
-                for lane in range(filled, lanes):
-                    packed_out[at + lane] = 0
-                at += lanes
+def make_pack(lanes: int) -> Callable[..., None]:
+    """Build the packing of all weights of one layer and direction."""
+
+    def pack(
+        weight_ih,  # (gates * H, I), any strides
+        weight_hh,  # (gates * H, H), any strides, or empty
+        bias_ih,  # (gates * H,), any strides, or empty
+        bias_hh,  # (gates * H,), any strides, or empty
+        parts,  # (4 * parts,): 0 or 1 for the weight; its gates in `gate_rows`, first and number of
+        #         them; where it goes in `packed_out`
+        gate_rows,  # flat
+        bias_rows,  # (2 * pre-activations,): gate of bias_ih that each adds, or -1; then of bias_hh
+        by_columns,  # for products that sum over the rows of a weight
+        H,
+        packed_out,  # flat; the biases, then (panels, K, gates, lanes) for each part, where a panel
+        #              is a vector of units; by columns (panels, gates, H, lanes), where it is a
+        #              vector of columns
+        worker,  # which share of the panels to do
+        workers,
+    ):
+        num_pre, unit = len(bias_rows) // 2, (H + lanes - 1) // lanes * lanes
+        if worker == 0 and not by_columns:
+            packed_out[: num_pre * unit] = 0
+            for pre in range(num_pre):
+                for bias, gate in (
+                    (bias_ih, bias_rows[pre]),
+                    (bias_hh, bias_rows[num_pre + pre]),
+                ):
+                    if len(bias) > 0 and gate >= 0:
+                        for j in range(H):
+                            packed_out[pre * unit + j] += bias[gate * H + j]
+        for part in range(0, len(parts), 4):
+            weight = weight_ih if parts[part] == 0 else weight_hh
+            first, gates, start = parts[part + 1], parts[part + 2], parts[part + 3]
+            K = weight.shape[1]
+            if by_columns:
+                for panel in range(worker, (K + lanes - 1) // lanes, workers):
+                    column, at = panel * lanes, start + panel * gates * H * lanes
+                    columns = min(lanes, K - column)
+                    for gate in range(gates):
+                        row = gate_rows[first + gate] * H
+                        for k in range(0, H, lanes):
+                            rows = min(lanes, H - k)
+                            square = load_square(weight, row + k, column, rows, columns)
+                            store_leading(packed_out, at + k * lanes, lanes, rows, square)
+                        at += H * lanes
+            else:
+                for panel in range(worker, unit // lanes, workers):
+                    rows = min(lanes, H - panel * lanes)
+                    for gate in range(gates):
+                        row = gate_rows[first + gate] * H + panel * lanes
+                        at = start + (panel * K * gates + gate) * lanes
+                        for k in range(0, K, lanes):
+                            columns = min(lanes, K - k)
+                            square = transposed(load_square(weight, row, k, rows, columns))
+                            to = at + k * gates * lanes
+                            store_leading(packed_out, to, gates * lanes, columns, square)
+
+    return pack
 
 
-def pack_bias(
-    bias,  # (gates * H,), any strides, or empty
-    gate_rows,  # (pre-activations,) which gate each adds, -1 for none
-    H,
-    unit,  # H in whole vectors
-    packed_out,  # flat; (pre-activations, unit) is added to from index 0
-):
-    """Add a bias to each pre-activation that it belongs to."""
-    if len(bias) == 0:
-        return
-    for block in range(len(gate_rows)):
-        if gate_rows[block] >= 0:
-            for j in range(H):
-                packed_out[block * unit + j] += bias[gate_rows[block] * H + j]
+def pack_threads(
+    address, weight_ih, weight_hh, bias_ih, bias_hh, parts, gate_rows, bias_rows, by_columns, H,
+    packed_out, workers,
+):  # fmt: skip
+    """Run the packing's shares on threads."""
+    for worker in prange(workers):
+        call_at(
+            address, weight_ih, weight_hh, bias_ih, bias_hh, parts, gate_rows, bias_rows,
+            by_columns, H, packed_out, np.intp(worker), workers,
+        )  # fmt: skip

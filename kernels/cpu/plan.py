@@ -78,8 +78,26 @@ def row_sizes(num_pre, num_values, input_size, hidden_size, lanes):
     )
 
 
+class Units(NamedTuple):
+    """A run of whole vectors of units."""
+
+    first: int
+    last: int  # the first that is not in it
+    vectors: int
+    real: int  # how many of them are not padding
+
+
+@register_jitable
+def units_of(rank, members, H, lanes):
+    """The units of one of so many that share them."""
+    vectors = (H + lanes - 1) // lanes
+    first, last = vectors * rank // members, vectors * (rank + 1) // members
+    real = max(0, min(last * lanes, H) - first * lanes)
+    return Units(first * lanes, last * lanes, last - first, real)
+
+
 class ForwardLayout(NamedTuple):
-    """Indices into a worker's part of the workspace of the forward loop."""
+    """Indices into the part of the forward loop's workspace that a block of rows uses."""
 
     state: int  # (states, rows, h)
     operand: int  # (2, rows, h): the one being multiplied and the next one take turns
@@ -100,7 +118,7 @@ def forward_layout(start, rows, steps, states, size):
 
 
 class BackwardLayout(NamedTuple):
-    """Indices into a worker's part of the workspace of the backward loop."""
+    """Indices into the part of the backward loop's workspace that a block of rows uses."""
 
     dstate: int  # (states, rows, h)
     h: int  # (rows, h): h before the step

@@ -53,6 +53,9 @@ def lanes_of(dtype: types.Float) -> int:
     return register_bits() // dtype.bitwidth
 
 
+CACHE_LINE = 64  # bytes
+
+
 class Vec(types.Type):
     """A vector of `lanes` elements of a floating type."""
 
@@ -143,6 +146,14 @@ def store(builder: Any, vec: Vec, value: Any, pointer: Any) -> None:
     """Store a vector; only the element's own alignment is assumed."""
     instruction = builder.store(value, builder.bitcast(pointer, vec.ir.as_pointer()))
     instruction.align = vec.dtype.bitwidth // 8
+
+
+def prefetch(builder: Any, pointer: Any) -> None:
+    """Ask for the cache line of an address, which need not be valid."""
+    number, byte = ir.IntType(32), cgutils.int8_t.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [builder.bitcast(pointer, byte), number(0), number(3), number(1)])
 
 
 def literal(value: Any) -> int:

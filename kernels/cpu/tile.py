@@ -1,8 +1,10 @@
 """The product of rows and packed panels: the one matrix kernel of the CPU backend.
 
-Every product here (projection, recurrence, their gradients) adds to sums that lie in memory:
+Every product here (projection, recurrence, their gradients) adds to sums that lie in memory, mostly
+those that it replaces:
 
-    C[row, panel, gate] += sum over blocks and k of A[row, block, k] * B[panel, block, k, gate]
+    C[row, panel, gate] = S[row, panel, gate]
+                          + sum over blocks and k of A[row, block, k] * B[panel, block, k, gate]
 
 where a panel is one SIMD vector of units and B is packed so that it is read in order. The sums of a
 tile of rows and panels stay in registers while k runs. Each sum is one accumulator over ascending k
@@ -48,6 +50,9 @@ class _Operands(NamedTuple):
     C: Any
     c_row: Any
     c_gate: Any
+    S: Any
+    s_row: Any
+    s_gate: Any
     A: Any
     a_row: Any
     a_block: Any
@@ -105,13 +110,16 @@ def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gat
         return pointer
 
     lane = integer(1)
-    where = [
-        step(o.C, (o.c_row, row), (lane, panel * vec.lanes), (o.c_gate, gate))
-        for row in range(rows)
-        for panel in range(panels)
-        for gate in range(gates)
-    ]
-    sums = [load(builder, vec, pointer) for pointer in where]
+
+    def places(start: Any, to_row: Any, to_gate: Any) -> list[Any]:
+        return [
+            step(start, (to_row, row), (lane, panel * vec.lanes), (to_gate, gate))
+            for row in range(rows)
+            for panel in range(panels)
+            for gate in range(gates)
+        ]
+
+    sums = [load(builder, vec, pointer) for pointer in places(o.S, o.s_row, o.s_gate)]
     everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vec.lanes), [0] * vec.lanes)
     undefined = ir.Constant(vec.ir, ir.Undefined)
 
@@ -138,17 +146,22 @@ def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gat
         for (_, result), (_, following) in zip([b, *inner], outer, strict=True):
             following.extend(result)
 
-    for pointer, (_, (total,)) in zip(where, outer[1:], strict=True):
+    results = places(o.C, o.c_row, o.c_gate)
+    for pointer, (_, (total,)) in zip(results, outer[1:], strict=True):
         store(builder, vec, total, pointer)
 
 
 @intrinsic(prefer_literal=True)
 def product(
     typing: Any,
-    C: Any,  # flat; the sums, updated
+    C: Any,  # flat; the sums
     c: Any,  # index of the first sum
     c_row: Any,  # distance between rows
     c_gate: Any,  # distance between gates; panels lie one vector apart
+    S: Any,  # flat; what the sums start from, laid out likewise; may be C itself
+    s: Any,
+    s_row: Any,
+    s_gate: Any,
     A: Any,  # flat; the broadcast operand
     a: Any,  # index of its first element
     a_row: Any,
@@ -157,19 +170,20 @@ def product(
     B: Any,  # flat; packed vectors
     b: Any,  # index of the first
     b_panel: Any,  # distance between panels; blocks, k and gates are contiguous
-    blocks: Any,
-    K: Any,  # length of a block
+    blocks: Any,  # at least 1
+    K: Any,  # length of a block, at least 1
     rows: Any,
     panels: Any,
     gates: Any,  # literal
 ) -> Any:
-    """``C[row, panel, gate] += sum A[row, block, k] B[panel, block, k, gate]`` for any size.
+    """``C[row, panel, gate] = S[row, panel, gate] + sum A[row, block, k] B[panel, block, k, gate]``
 
-    Without gates there is nothing to add.
+    For any size; without gates there is nothing to do.
     """
     index = types.intp
     sig = types.void(
         *(C, index, index, index),
+        *(S, index, index, index),
         *(A, index, index, index, index),
         *(B, index, index),
         *(index, index, index, index, gates),
@@ -178,13 +192,14 @@ def product(
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if literal(gates) == 0:
             return context.get_dummy_value()
-        c0, c_row, c_gate = args[1:4]
-        a0, a_row, a_block, a_k = args[5:9]
-        b0, b_panel, blocks, K, all_rows, all_panels = args[10:16]
+        c_row, c_gate = args[2:4]
+        s_row, s_gate = args[6:8]
+        a_row, a_block, a_k = args[10:13]
+        b_panel, blocks, K, all_rows, all_panels = args[15:20]
         vec, integer = vec_of(C), K.type
-        first_c, first_a, first_b = (
-            element_pointer(context, builder, sig.args[n], args[n], value)
-            for n, value in ((0, c0), (4, a0), (9, b0))
+        first_c, first_s, first_a, first_b = (
+            element_pointer(context, builder, sig.args[n], args[n], args[n + 1])
+            for n in (0, 4, 8, 13)
         )
         row = cgutils.alloca_once(builder, integer)
         panel = cgutils.alloca_once(builder, integer)
@@ -195,6 +210,8 @@ def product(
             operands = _Operands(
                 builder.gep(first_c, [builder.add(builder.mul(at_row, c_row), to_panel)]),
                 *(c_row, c_gate),
+                builder.gep(first_s, [builder.add(builder.mul(at_row, s_row), to_panel)]),
+                *(s_row, s_gate),
                 builder.gep(first_a, [builder.mul(at_row, a_row)]),
                 *(a_row, a_block, a_k),
                 builder.gep(first_b, [builder.mul(at_panel, b_panel)]),
@@ -216,26 +233,22 @@ def product(
             builder.branch(test)
             builder.position_at_end(end)
 
-        some = builder.and_(
-            builder.icmp_signed(">", blocks, integer(0)), builder.icmp_signed(">", K, integer(0))
-        )
-        with builder.if_then(some):
-            builder.store(integer(0), row)
-            (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
-            # Full tiles: a panel's weights stay in L1 while all rows pass.
-            builder.store(integer(0), panel)
-            for tile_panels in full_panels:
-                with while_left(panel, all_panels, tile_panels):
-                    builder.store(integer(0), row)
-                    with while_left(row, all_rows, full_rows):
-                        tile(full_rows, tile_panels)
-            # What is left has fewer rows than a full tile.
-            for tile_rows, panel_counts in smaller:
-                with while_left(row, all_rows, tile_rows):
-                    builder.store(integer(0), panel)
-                    for tile_panels in panel_counts:
-                        with while_left(panel, all_panels, tile_panels):
-                            tile(tile_rows, tile_panels)
+        builder.store(integer(0), row)
+        (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
+        # Full tiles: a panel's weights stay in L1 while all rows pass.
+        builder.store(integer(0), panel)
+        for tile_panels in full_panels:
+            with while_left(panel, all_panels, tile_panels):
+                builder.store(integer(0), row)
+                with while_left(row, all_rows, full_rows):
+                    tile(full_rows, tile_panels)
+        # What is left has fewer rows than a full tile.
+        for tile_rows, panel_counts in smaller:
+            with while_left(row, all_rows, tile_rows):
+                builder.store(integer(0), panel)
+                for tile_panels in panel_counts:
+                    with while_left(panel, all_panels, tile_panels):
+                        tile(tile_rows, tile_panels)
         return context.get_dummy_value()
 
     return sig, emit

@@ -1,5 +1,6 @@
 """Weights of one layer and direction, laid out for the loops that read them."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,15 +9,19 @@ from numpy.typing import NDArray
 
 from ..cells import Cell
 from . import build
-from .memory import aligned
-from .plan import PhasePlan, Sizes, padded, phase_plans, row_sizes
+from .memory import pool
+from .plan import PhasePlan, padded, phase_plans
+from .threads import allowed_threads
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
 
+# Elements a thread lays out in the time of a multiply-add: of the work that decides about threads.
+_WORK_PER_ELEMENT = 8
+
 
 def gate_rows(cell: Cell, part: PhasePlan, kind: str) -> Array:
-    """Which gate of the weights each input-fed or operand-fed pre-activation of a phase is."""
+    """Gate of the weights that each input-fed or operand-fed pre-activation of a phase has."""
     if kind == "input":
         pre, gates = cell.pre_activations[part.first :][: part.inputs], cell.input_gates
     else:
@@ -25,79 +30,82 @@ def gate_rows(cell: Cell, part: PhasePlan, kind: str) -> Array:
     return np.array([gates.index(p.gate) for p in pre], np.intp)
 
 
-class PackedWeights(NamedTuple):
-    """Weights of one layer and direction as the forward loop reads them."""
+class _Order(NamedTuple):
+    """Where the weights of one layer and direction go; see `packing`."""
 
-    array: Array  # flat, see `forward`
-    size: Sizes
-    multiply_adds: int  # of all products, for one packed row
-    dtype: np.dtype[Any]
-    kernel: build.Kernel
+    parts: Array
+    gate_rows: Array
+    bias_rows: Array
+    starts: dict[tuple[int, str], int]  # of a phase's input or recurrent weights
+    length: int
 
 
-def pack(cell: Cell, weights: Weights) -> PackedWeights:
-    """Lay out the weights of one layer and direction for `forward`; a copy."""
-    I, (H, dtype) = weights["weight_ih"].shape[1], units(cell, weights)
-    lanes = build.lanes(dtype)
-    size = row_sizes(len(cell.pre_activations), cell.num_values, I, H, lanes)
-    at = len(cell.pre_activations) * size.unit
-    parts = phase_plans(cell)
-    columns = sum(p.inputs * I + p.recurrents * H for p in parts)
-    packed = aligned(at + size.unit * columns, np.dtype(dtype))
-    packed[:at] = 0
-    for name, part, gates in (
-        ("bias_ih", "input", cell.input_gates),
-        ("bias_hh", "recurrent", cell.recurrent_gates),
-    ):
-        if name in weights:
-            rows = [gates.index(p.gate) if getattr(p, part) else -1 for p in cell.pre_activations]
-            kernel = build.packing_kernel("pack_bias", dtype)
-            kernel(weights[name], np.array(rows, np.intp), H, size.unit, packed)
-    kernel = build.packing_kernel("pack_panels", dtype)
-    for plan in parts:
-        for name, kind, blocks, K in (
-            ("weight_ih", "input", plan.inputs, I),
-            ("weight_hh", "recurrent", plan.recurrents, H),
-        ):
-            if blocks:
-                kernel(weights[name], gate_rows(cell, plan, kind), H, lanes, at, packed)
-                at += size.unit * blocks * K
-    kernel = build.forward_kernel(cell, dtype)
-    return PackedWeights(packed, size, multiply_adds(cell, I, H), packed.dtype, kernel)
+@functools.lru_cache(maxsize=64)
+def _order(cell: Cell, I: int, H: int, lanes: int, by_columns: bool) -> _Order:
+    """The order of the packed weights: by units for forward, by columns for backward."""
+    pre, unit = cell.pre_activations, padded(H, lanes)
+    parts: list[int] = []
+    rows: list[Array] = []
+    starts, at = {}, 0 if by_columns else len(pre) * unit
+    places = [(plan, kind) for plan in phase_plans(cell) for kind in ("input", "recurrent")]
+    if by_columns:  # recurrent weights of all phases come first: their loop does not know I
+        places.sort(key=lambda place: place[1], reverse=True)
+    for plan, kind in places:
+        gates, K = gate_rows(cell, plan, kind), I if kind == "input" else H
+        starts[plan.number, kind] = at
+        parts += [kind == "recurrent", sum(len(r) for r in rows), len(gates), at]
+        rows.append(gates)
+        at += len(gates) * (padded(K, lanes) * H if by_columns else unit * K)
+    biases = [
+        gates.index(p.gate) if getattr(p, kind) else -1
+        for kind, gates in (("input", cell.input_gates), ("recurrent", cell.recurrent_gates))
+        for p in pre
+    ]
+    flat = np.concatenate(rows)
+    return _Order(np.array(parts, np.intp), flat, np.array(biases, np.intp), starts, at)
+
+
+def _pack(cell: Cell, weights: Weights, by_columns: bool) -> Array:
+    weight = weights["weight_ih"]
+    I, H, dtype = weight.shape[1], weight.shape[0] // len(cell.input_gates), weight.dtype
+    order = _order(cell, I, H, build.lanes(dtype), by_columns)
+    packed = pool(dtype).borrow(order.length)
+    no_weight, no_bias = _absent(dtype)
+    build.packing_kernel(dtype)(
+        allowed_threads(order.length * _WORK_PER_ELEMENT),
+        weight, weights.get("weight_hh", no_weight),
+        weights.get("bias_ih", no_bias), weights.get("bias_hh", no_bias),
+        order.parts, order.gate_rows, order.bias_rows, by_columns, H, packed,
+    )  # fmt: skip
+    return packed
+
+
+@functools.cache
+def _absent(dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """What stands for a weight and a bias that are not there."""
+    return np.empty((0, 0), dtype), np.empty(0, dtype)
+
+
+def pack(cell: Cell, weights: Weights) -> Array:
+    """Lay out the weights of one layer and direction for `forward`; a copy, see there."""
+    return _pack(cell, weights, by_columns=False)
+
+
+def give_back(packed: Array) -> None:
+    """Return the memory of packed weights that nobody uses any more."""
+    pool(packed.dtype).give_back(packed)
+
+
+def pack_by_columns(cell: Cell, weights: Weights) -> Array:
+    """Lay out weights for the gradients of the operands and of x, see `backward`."""
+    return _pack(cell, weights, by_columns=True)
+
+
+def starts_by_columns(cell: Cell, I: int, H: int, lanes: int) -> dict[tuple[int, str], int]:
+    """Where weights packed by columns start, by (phase, "input" or "recurrent")."""
+    return _order(cell, I, H, lanes, by_columns=True).starts
 
 
 def multiply_adds(cell: Cell, I: int, H: int) -> int:
     """Multiply-adds of all forward products, for one packed row."""
     return H * (len(cell.input_gates) * I + len(cell.recurrent_gates) * H)
-
-
-def units(cell: Cell, weights: Weights) -> tuple[int, str]:
-    """Hidden size and dtype of the weights of one layer and direction."""
-    weight = weights["weight_ih"]
-    return weight.shape[0] // len(cell.input_gates), weight.dtype.name
-
-
-def pack_recurrent_transposed(cell: Cell, weights: Weights) -> Array:
-    """Recurrent weights as the backward loop reads them, see `backward`."""
-    H, dtype = units(cell, weights)
-    lanes = build.lanes(dtype)
-    unit, parts = padded(H, lanes), phase_plans(cell)
-    packed = aligned(unit * H * sum(p.recurrents for p in parts), np.dtype(dtype))
-    kernel = build.packing_kernel("pack_transposed", dtype)
-    at = 0
-    for plan in parts:
-        if plan.recurrents:
-            rows = gate_rows(cell, plan, "recurrent")
-            kernel(weights["weight_hh"], rows, H, lanes, at, packed)
-            at += unit * H * plan.recurrents
-    return packed
-
-
-def pack_input_transposed(cell: Cell, weights: Weights, plan: PhasePlan) -> Array:
-    """A phase's input weights as the gradient of x reads them, see `gradients`."""
-    (H, dtype), I = units(cell, weights), weights["weight_ih"].shape[1]
-    lanes = build.lanes(dtype)
-    packed = aligned(padded(I, lanes) * plan.inputs * H, np.dtype(dtype))
-    kernel = build.packing_kernel("pack_transposed", dtype)
-    kernel(weights["weight_ih"], gate_rows(cell, plan, "input"), H, lanes, 0, packed)
-    return packed

@@ -1,0 +1,290 @@
+"""How a call runs: its arguments checked, its layout, the kernels prepared.
+
+For a small call this takes longer than the kernels. Everything that follows from the types, dtypes
+and shapes of the arguments is therefore made once, as a `Call`, which the architecture of the
+weights keeps for the next arguments of the same kinds.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .backends import check_dtype, check_shape, common_library
+from .packed import Architecture, Packed
+from .params import Params, check_flag, whole_number
+
+State = Any  # an array, or for cells with more than one state a tuple of arrays
+
+# Calls that an architecture keeps, and rows and steps of those worth it: each has an index.
+_KEPT_CALLS = 64
+_LARGEST_KEPT = 4096
+
+
+class Layout(NamedTuple):
+    """How the user's arrays relate to (N, T, features) and (layers * directions, N, H)."""
+
+    batched: bool
+    time_major: bool
+
+    def inner(self, sequence: Any) -> Any:
+        """A user's sequence as a view of shape (N, T, features)."""
+        if not self.batched:
+            return sequence[None]
+        return sequence.transpose(1, 0, 2) if self.time_major else sequence
+
+    def outer(self, sequence: Any) -> Any:
+        """The user's view of a sequence of shape (N, T, features)."""
+        if not self.batched:
+            return sequence[0]
+        return sequence.transpose(1, 0, 2) if self.time_major else sequence
+
+    def inner_state(self, members: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Members of a user's state as views of shape (layers * directions, N, H)."""
+        return members if self.batched else tuple(m[:, None] for m in members)
+
+    def outer_state(self, members: tuple[Any, ...]) -> State:
+        """The user's view of a state: an array, or a tuple if there are several members."""
+        shown = members if self.batched else tuple(m[:, 0] for m in members)
+        return shown if len(shown) > 1 else shown[0]
+
+    def new_sequence(self, make: Any, N: int, T: int, features: int, dtype: Any) -> Any:
+        """A new sequence, contiguous as the user sees it, seen as (N, T, features)."""
+        if self.time_major and self.batched:
+            return make((T, N, features), dtype).transpose(1, 0, 2)
+        return make((N, T, features), dtype)
+
+
+class Call:
+    """Everything about a forward pass that the kinds of its arguments decide.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    layout : Layout
+    N, T : int
+        Samples and time steps.
+    lengths : (N,) array, optional
+        Valid steps of each sample.
+
+    Attributes
+    ----------
+    recurrences : list
+        The prepared kernels of each layer.
+    """
+
+    def __init__(
+        self, architecture: Architecture, layout: Layout, N: int, T: int, lengths: Any = None
+    ) -> None:
+        kernels = architecture.backend.kernels
+        cell, H, D = architecture.cell, architecture.hidden_size, architecture.num_directions
+        self.architecture, self.layout, self.N, self.T = architecture, layout, N, T
+        ragged = kernels.ragged_rows(lengths, N, T)
+        sizes = [architecture.input_size] + [D * H] * (architecture.num_layers - 1)
+        prepared = {I: kernels.Recurrence(cell, I, H, architecture.dtype, ragged) for I in sizes}
+        self.recurrences = [prepared[I] for I in sizes]
+        xp = architecture.backend.xp
+        self._H, self._D = H, D
+        self._empty = xp.empty
+        # Padded outputs are 0.
+        self._new_y = functools.partial(
+            layout.new_sequence,
+            *(xp.empty if ragged.total == N * T else xp.zeros, N, T, D * H, architecture.dtype),
+        )
+        self._num_states = len(cell.states)
+        self._state_shape = (architecture.num_layers * D, N, H)
+
+    def new_state(self, make: Callable[..., Any]) -> tuple[Any, ...]:
+        """A new state, of (layers * directions, N, H) arrays."""
+        shape, dtype = self._state_shape, self.architecture.dtype
+        if self._num_states == 1:
+            return (make(shape, dtype),)
+        return tuple([make(shape, dtype) for _ in range(self._num_states)])
+
+    def inner_state(self, state: State) -> tuple[Any, ...]:
+        """A user's state, checked, as the kernels take it; zeros for None."""
+        if state is None:
+            return self.new_state(self.architecture.backend.xp.zeros)
+        members = (state,) if self._num_states == 1 else tuple(state)
+        return members if self.layout.batched else self.layout.inner_state(members)
+
+    def run(
+        self, x: Any, layouts: Any, initial: tuple[Any, ...], keep: bool
+    ) -> tuple[tuple[Any, ...], list[Any], list[list[Any]]]:
+        """Run all layers and directions.
+
+        Parameters
+        ----------
+        x : (N, T, I) array
+        layouts : sequence of sequence
+            Packed weights of every layer and direction.
+        initial : tuple of (layers * directions, N, H) arrays
+        keep : bool
+            Keep what backward needs.
+
+        Returns
+        -------
+        final : tuple of (layers * directions, N, H) arrays
+        sequences : list of (N, T, features) arrays
+            x, then the outputs of every layer.
+        kept : list of list
+            What the kernels kept of every layer and direction.
+        """
+        sequences, kept = [x], []
+        final = self.new_state(self._empty)
+        for number, recurrence in enumerate(self.recurrences):
+            y = self._new_y()
+            of_layer = []
+            for d, weights in enumerate(layouts[number]):
+                index, y_out = number * self._D + d, y
+                if self._D > 1:
+                    y_out = y[:, :, d * self._H : (d + 1) * self._H]
+                of_layer.append(
+                    recurrence.forward(weights, x, initial, index, d == 1, y_out, final, keep)
+                )
+            x = y
+            sequences.append(y)
+            kept.append(of_layer)
+        return final, sequences, kept
+
+
+def call_for(
+    check: Callable[..., Call], packed: Packed, x: Any, state: State, time_major: bool
+) -> Call:
+    """The kept call for arguments of these kinds.
+
+    ``check(packed, x, state, time_major)`` makes it, or raises; it may look at nothing but the
+    types, dtypes and shapes of arrays.
+    """
+    calls = packed.architecture.calls
+    try:
+        key: Any
+        if state is None:
+            key = check, time_major, x.__class__, x.dtype, x.shape
+        elif state.__class__ is tuple:
+            members = [part for m in state for part in (m.__class__, m.dtype, m.shape)]
+            key = (check, time_major, x.__class__, x.dtype, x.shape, *members, tuple)
+        else:
+            key = (
+                check, time_major, x.__class__, x.dtype, x.shape,
+                state.__class__, state.dtype, state.shape,
+            )  # fmt: skip
+        call: Call | None = calls.get(key)
+    except (AttributeError, TypeError):  # no arrays: the check will say so, or accept a list
+        return check(packed, x, state, time_major)
+    if call is None:
+        call = check(packed, x, state, time_major)
+        if call.N + call.T <= _LARGEST_KEPT:
+            if len(calls) >= _KEPT_CALLS:
+                calls.clear()
+            calls[key] = call
+    return call
+
+
+def check_sequence(packed: Packed, x: Any, h0: State, time_major: Any, lengths: Any = None) -> Call:
+    """The call of `forward` for arguments that were not seen before."""
+    params = packed.params
+    common_library({"x": x, "params": params.layers[0][0].weight_ih})
+    check_same_dtype("x", x, params)
+    if x.ndim not in (2, 3):
+        raise ValueError(
+            f"x: expected shape (N, T, {params.input_size}) or (T, {params.input_size}), "
+            f"got {x.shape}"
+        )
+    layout = Layout(x.ndim == 3, check_flag("time_major", time_major))
+    if x.shape[-1] != params.input_size:
+        raise ValueError(
+            f"x: expected {params.input_size} features on the last axis (params.input_size), "
+            f"got shape {x.shape}"
+        )
+    N, T, _ = layout.inner(x).shape
+    if lengths is not None:
+        if not layout.batched:
+            raise ValueError(f"lengths: expected None for x without samples, got {lengths!r}")
+        lengths = _check_lengths(lengths, N, T)
+    _check_state("h0", h0, packed, N, layout.batched)
+    return Call(packed.architecture, layout, N, T, lengths)
+
+
+def check_step(packed: Packed, x_t: Any, h: State, time_major: bool) -> Call:
+    """The call of `step`, which has no order of axes, for arguments that were not seen before."""
+    params = packed.params
+    if params.bidirectional:
+        raise ValueError("params: expected one direction, got bidirectional params")
+    common_library({"x_t": x_t, "params": params.layers[0][0].weight_ih})
+    check_same_dtype("x_t", x_t, params)
+    if x_t.ndim != 2 or x_t.shape[1] != params.input_size:
+        raise ValueError(f"x_t: expected shape (N, {params.input_size}), got {x_t.shape}")
+    _check_state("h", h, packed, x_t.shape[0], batched=True)
+    return Call(packed.architecture, Layout(batched=True, time_major=False), x_t.shape[0], 1)
+
+
+def check_same_dtype(name: str, array: Any, params: Params) -> None:
+    """Refuse an array whose dtype is not that of the params."""
+    if array.dtype != params.dtype:
+        check_dtype(name, array.dtype)
+        raise TypeError(
+            f"{name}: expected dtype {params.dtype}, as params, got {array.dtype}: nothing is "
+            f"promoted"
+        )
+
+
+def _check_lengths(lengths: Any, N: int, T: int) -> Any:
+    """`lengths` as an array, if they are N whole numbers from 0 to T."""
+    refusal = f"lengths: expected a sequence of {N} whole numbers, got {lengths!r}"
+    if type(lengths) is np.ndarray:
+        if lengths.dtype.kind not in "iu":
+            raise TypeError(refusal)
+        check_shape("lengths", lengths, (N,), "(one for each sample)")
+        values = lengths.tolist()
+    else:
+        if not isinstance(lengths, Sequence) or isinstance(lengths, str | bytes | bytearray):
+            raise TypeError(refusal)
+        values = [whole_number(f"lengths[{i}]", length) for i, length in enumerate(lengths)]
+        if len(values) != N:
+            raise ValueError(refusal)
+    if values and not 0 <= min(values) <= max(values) <= T:
+        raise ValueError(
+            f"lengths: expected values from 0 to {T}, got {min(values)} to {max(values)}"
+        )
+    return np.array(values, np.intp)
+
+
+def state_members(name: str, state: State, packed: Packed, optional: bool) -> tuple[Any, ...]:
+    """The members of a state argument; None for each if it is None."""
+    names = packed.architecture.cell.states
+    if state is None:
+        return (None,) * len(names)
+    if len(names) == 1:
+        return (state,)
+    if not isinstance(state, tuple | list) or len(state) != len(names):
+        raise TypeError(
+            f"{name}: expected {len(names)} arrays ({', '.join(names)}) for cell "
+            f"{packed.architecture.cell.name!r}, got {type(state).__qualname__}"
+            + (f" of {len(state)}" if isinstance(state, tuple | list) else "")
+        )
+    if not optional and any(member is None for member in state):
+        raise TypeError(f"{name}: expected {len(names)} arrays, got None among them")
+    return tuple(state)
+
+
+def check_members(
+    name: str, members: tuple[Any, ...], packed: Packed, N: int, batched: bool
+) -> None:
+    """Refuse a member of a state, if it is not None, that does not fit."""
+    params = packed.params
+    rows = params.num_layers * params.num_directions
+    shape = (rows, N, params.hidden_size) if batched else (rows, params.hidden_size)
+    meaning = "(layers * directions, N, H)" if batched else "(layers * directions, H)"
+    for label, member in zip(packed.architecture.cell.states, members, strict=True):
+        label = name if len(members) == 1 else f"{name} ({label})"
+        if member is not None:
+            common_library({label: member, "params": params.layers[0][0].weight_ih})
+            check_same_dtype(label, member, params)
+            check_shape(label, member, shape, meaning)
+
+
+def _check_state(name: str, state: State, packed: Packed, N: int, batched: bool) -> None:
+    """Refuse a state argument that does not fit."""
+    check_members(name, state_members(name, state, packed, optional=False), packed, N, batched)

@@ -1,0 +1,325 @@
+"""One layer in one direction over a batch: what runs the kernels for given sizes."""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells import Cell
+from . import build
+from .gradients import (
+    input_gradient_worker_size,
+    rows_at_once,
+    weight_gradient_sums,
+    weight_gradient_worker_size,
+)
+from .memory import Shelf, aligned, pool
+from .plan import backward_layout, forward_layout, phase_plans, row_sizes
+from .team import MEETING_WORDS
+from .threads import allowed_threads, split
+from .weights import (
+    Array,
+    Weights,
+    gate_rows,
+    multiply_adds,
+    pack_by_columns,
+    starts_by_columns,
+)
+
+# Inputs and pre-activations of a block of time steps, which are written and read again soon.
+_TIME_BLOCK_BYTES = 256 * 1024
+# Gradients of the pre-activations of a block of time steps, which are read three times; they should
+# come from the cache, but each block costs the start of four kernels.
+_GRADIENT_BLOCK_BYTES = 2 * 1024 * 1024
+
+
+class RaggedRows(NamedTuple):
+    """Samples sorted by length, and packed rows before each step; see `rows`."""
+
+    order: Array  # (N,)
+    lengths: Array  # (N,)
+    offset: Array  # (T + 1,)
+
+    @property
+    def total(self) -> int:
+        """Number of packed rows."""
+        return int(self.offset[-1])
+
+
+def ragged_rows(lengths: Array | None, N: int, T: int) -> RaggedRows:
+    """Sort the samples of a batch by their number of steps (None: all T)."""
+    if lengths is None:
+        return RaggedRows(np.arange(N), np.full(N, T, np.intp), np.arange(T + 1) * N)
+    steps = np.asarray(lengths, np.intp)
+    order = np.argsort(-steps, kind="stable")
+    # Rows that run at step s are those longer than s.
+    ended = np.bincount(steps, minlength=T + 1)[: T + 1].cumsum()
+    offset = np.concatenate(([0], (N - ended[:T]).cumsum()))
+    return RaggedRows(order, steps[order], offset)
+
+
+class Recurrence:
+    """One layer in one direction: the kernels, and how they are run for given sizes.
+
+    It holds no data, so it serves any number of calls, at once too.
+
+    Parameters
+    ----------
+    cell : Cell
+    input_size, hidden_size : int
+    dtype : numpy.dtype
+    ragged : RaggedRows
+        Of `ragged_rows`.
+    """
+
+    def __init__(
+        self, cell: Cell, input_size: int, hidden_size: int, dtype: Any, ragged: RaggedRows
+    ) -> None:
+        self.cell = cell
+        self.dtype = dtype
+        self.ragged = ragged
+        self.rows = len(ragged.order)
+        self.steps = len(ragged.offset) - 1
+        self.total = ragged.total
+        self.lanes = build.lanes(dtype)
+        self.I, self.H = input_size, hidden_size
+        pre, values = len(cell.pre_activations), cell.num_values
+        self.size = row_sizes(pre, values, input_size, hidden_size, self.lanes)
+        self.row_work = multiply_adds(cell, input_size, hidden_size)
+        self.work = self.row_work * self.total
+        self._kernel = build.forward_kernel(cell, dtype)
+        self._pool = pool(dtype)
+        self._nothing = np.empty(0, dtype)
+        self._ways: dict[int, _Way] = {}
+
+    def _way(self) -> "_Way":
+        """How the threads that may be used now run the loop."""
+        threads = allowed_threads(self.work)
+        way = self._ways.get(threads)
+        if way is None:
+            way = self._ways[threads] = self._way_for(threads)
+        return way
+
+    def _way_for(self, threads: int) -> "_Way":
+        way = split(threads, self.rows, self.size.unit // self.lanes, self.row_work)
+        row_bytes = way.rows * (self.size.x + self.size.pre) * self.dtype.itemsize
+        steps = max(1, min(_TIME_BLOCK_BYTES // row_bytes, self.steps))
+        states = len(self.cell.states)
+        forward = forward_layout(0, way.rows, steps, states, self.size).end
+        backward = max(
+            backward_layout(0, way.rows, states, self.size).end,
+            input_gradient_worker_size(self.I, self.lanes),
+            weight_gradient_worker_size(max(self.I, self.H), self.lanes),
+        )
+        shelf = self._pool.shelf(way.workers * forward)
+        return _Way(threads, *way, steps, shelf, forward, backward)
+
+    @functools.cached_property
+    def _most_rows(self) -> int:
+        """Packed rows of the largest of these blocks."""
+        return max(rows for _, _, rows in self._time_blocks)
+
+    @functools.cached_property
+    def _time_blocks(self) -> list[tuple[int, int, int]]:
+        """First step, end and packed rows of the blocks of steps that backward takes, in order."""
+        offset = self.ragged.offset
+        most = _GRADIENT_BLOCK_BYTES // (self.size.pre * self.dtype.itemsize)
+        blocks, last = [], self.steps
+        while last > 0:
+            first = min(int(np.searchsorted(offset, offset[last] - most)), last - 1)
+            blocks.append((first, last, int(offset[last] - offset[first])))
+            last = first
+        return blocks or [(0, 0, 0)]
+
+    def forward(
+        self,
+        weights: Array,
+        x: Array,
+        initial: tuple[Array, ...],
+        layer: int,
+        reverse: bool,
+        y_out: Array,
+        final_out: tuple[Array, ...],
+        keep: bool,
+    ) -> Array:
+        """Write y and the final state.
+
+        Parameters
+        ----------
+        weights : array
+            Of `pack`.
+        x : (N, T, I) array
+        initial, final_out : tuple of (layers * directions, N, H) arrays
+            For each member of the state; `layer` is the index into them.
+        layer : int
+        reverse : bool
+            Walk each row from its last step to its first.
+        y_out : (N, T, H) array
+            Written where a step is valid.
+        keep : bool
+            Keep the values that backward needs.
+
+        Returns
+        -------
+        (…,) array
+            The values kept; empty otherwise.
+        """
+        way = self._way()
+        values = aligned(self.total * self.size.value, self.dtype) if keep else self._nothing
+        work = way.shelf.borrow()
+        try:
+            self._kernel(
+                way.workers, x, initial, layer, *self.ragged, reverse, weights, y_out, final_out,
+                values, keep, work, way.forward_size, way.rows, way.steps, way.meeting(),
+            )  # fmt: skip
+        finally:
+            way.shelf.give_back(work)
+        return values
+
+    def backward(
+        self,
+        weights: Weights,
+        x: Array,
+        initial: tuple[Array, ...],
+        layer: int,
+        reverse: bool,
+        y: Array,
+        values: Array,
+        dy: Array | None,
+        dfinal: tuple[Array, ...],
+        dx_out: Array,
+        dinitial_out: tuple[Array, ...],
+    ) -> dict[str, Array]:
+        """Gradients of everything, from those of y and of the final state.
+
+        Parameters are those of `forward`, with `values` what it kept, and
+
+        Parameters
+        ----------
+        weights : mapping of str to array
+            By name; those absent are missing.
+        dy : (N, T, H) array or None
+            Gradient of y; read where a step is valid.
+        dfinal, dinitial_out : tuple of (layers * directions, N, H) arrays
+            Gradients of the final and of the initial state.
+        dx_out : (N, T, I) array
+            The gradient of x is added where a step is valid.
+
+        Returns
+        -------
+        dict of str to array
+            Gradients of the weights, by name.
+        """
+        way, size, inputs, products = self._way(), self.size, self._inputs, self._products
+        gradients = {name: np.empty_like(weight, order="C") for name, weight in weights.items()}
+        # A kernel is done before the next one starts, so all can have the same workspace.
+        packed = pack_by_columns(self.cell, weights)
+        sums = self._pool.borrow(sum(product.sums_size for product in products))
+        d = self._pool.borrow(self._most_rows * size.pre)
+        work = self._pool.borrow(way.threads * way.backward_size)
+        try:
+            for first, last, rows in self._time_blocks:
+                self._backward_kernel(
+                    way.workers, y if dy is None else dy, dy is not None, dfinal, layer, y, initial,
+                    *self.ragged, reverse, packed, values, first, last, d, dinitial_out,
+                    work, way.backward_size, way.rows, way.meeting(),
+                )  # fmt: skip
+                dfinal = dinitial_out  # of the steps before, that is
+                at_once = rows_at_once(rows, way.threads)
+                for pre, blocks, start in inputs:
+                    self._input_kernel(
+                        max(1, min(way.threads, -(-rows // at_once))),
+                        d, size.pre, pre, blocks, size.unit, self.H, packed, start, *self.ragged,
+                        first, last, reverse, dx_out, at_once, work, way.backward_size,
+                    )  # fmt: skip
+                so_far = 0
+                for product in products:
+                    product.kernel(
+                        max(1, min(way.threads, product.groups)),
+                        y if product.of_y else x, initial[0], layer, *self.ragged, first, last,
+                        reverse, values, size.value, d, size.pre, product.pre, size.unit, self.H,
+                        product.gate_rows, gradients[product.weight],
+                        gradients.get(product.bias, self._nothing), sums, so_far,
+                        last == self.steps, first == 0, work, way.backward_size,
+                    )  # fmt: skip
+                    so_far += product.sums_size
+        finally:
+            self._pool.give_back(packed, sums, d, work)
+        return gradients
+
+    # What backward needs is prepared when it is first called: many never call it.
+
+    @functools.cached_property
+    def _backward_kernel(self) -> build.Kernel:
+        return build.backward_kernel(self.cell, self.dtype)
+
+    @functools.cached_property
+    def _input_kernel(self) -> build.Kernel:
+        return build.input_gradient_kernel(self.dtype)
+
+    @functools.cached_property
+    def _inputs(self) -> list[tuple[int, int, int]]:
+        """Of the phases that x feeds: index of the first pre-activation, their number, weights."""
+        starts = starts_by_columns(self.cell, self.I, self.H, self.lanes)
+        return [
+            (plan.first * self.size.unit, plan.inputs, starts[plan.number, "input"])
+            for plan in phase_plans(self.cell)
+            if plan.inputs
+        ]
+
+    @functools.cached_property
+    def _products(self) -> list["_WeightProduct"]:
+        """The products that the gradients of the weights are."""
+        products = []
+        for plan in phase_plans(self.cell):
+            operand = self.cell.phases[plan.number].operand
+            for kind, end, columns, first, blocks, made_by in (
+                ("input", "ih", self.I, plan.first, plan.inputs, None),
+                ("recurrent", "hh", self.H, plan.first_recurrent, plan.recurrents, operand),
+            ):
+                if blocks:
+                    products.append(
+                        _WeightProduct(
+                            build.weight_gradient_kernel(made_by, plan.first_value, self.dtype),
+                            kind == "recurrent",
+                            f"weight_{end}",
+                            f"bias_{end}",
+                            first * self.size.unit,
+                            gate_rows(self.cell, plan, kind),
+                            *weight_gradient_sums(blocks, self.size.unit, columns, self.lanes),
+                        )
+                    )
+        return products
+
+
+class _Way(NamedTuple):
+    """How threads run the loops, and what memory that takes."""
+
+    threads: int  # that may be used
+    rows: int  # rows a block
+    workers: int  # threads that the loops use
+    shared: bool  # whether they share each block's units
+    steps: int  # steps a block of forward
+    shelf: Shelf  # where forward's workspace comes from
+    forward_size: int  # of one worker's part of it
+    backward_size: int  # of one worker's part of backward's
+
+    def meeting(self) -> Array:
+        """A new meeting place for the workers; empty if they do not share blocks."""
+        return np.zeros(MEETING_WORDS, np.intp) if self.shared else _NO_MEETING
+
+
+_NO_MEETING = np.empty(0, np.intp)
+
+
+class _WeightProduct(NamedTuple):
+    """How the gradient of one phase's input or recurrent weights is made."""
+
+    kernel: build.Kernel
+    of_y: bool  # from y, by way of the operand, rather than from x
+    weight: str
+    bias: str
+    pre: int  # index of its first pre-activation within a row
+    gate_rows: Array
+    groups: int  # of units, which threads share
+    sums_size: int
