@@ -13,6 +13,7 @@ from numba.extending import register_jitable
 
 from ..cells import Operand
 from .launch import call_at
+from .plan import padded
 from .rows import accumulate_row, fetch_ahead, load_row, previous_h, step_of, time_index
 from .simd import load_group, make_sweeps, store_group
 from .squares import store_square, transposed
@@ -138,6 +139,22 @@ def make_weight_gradient(
     width = GROUP_VECTORS * lanes
     fill_zero, copy, add = make_sweeps(lanes)
 
+    @register_jitable
+    def write(sums, start, group, gate_rows, unit, H, dweight_out, dbias_out):
+        # sums flat; (K + 1, width) from `start`
+        K = dweight_out.shape[1]
+        for j in range(0, min(width, len(gate_rows) * unit - group * width), lanes):
+            block, unit_j = divmod(group * width + j, unit)
+            rows = min(lanes, H - unit_j)
+            row = gate_rows[block] * H + unit_j
+            for k in range(0, K, lanes):
+                columns = min(lanes, K - k)
+                square = load_group(sums, start + j + k * width, width, lanes)
+                store_square(dweight_out, row, k, rows, columns, transposed(square))
+            if len(dbias_out) > 0:
+                for i in range(rows):
+                    dbias_out[row + i] = sums[start + j + K * width + i]
+
     def weight_gradient(
         source,  # (N, T, K), any strides: x, or y where the operand is made from h
         h0,  # (layers * directions, N, H), any strides: h before the first step
@@ -171,18 +188,20 @@ def make_weight_gradient(
         begin, end = offset[first_step], offset[last_step]
         length = len(gate_rows) * unit
         groups = (length + width - 1) // width
-        group_size = (K + lanes) // lanes * lanes * width
-        column_row = (K + 2 * lanes) // lanes * lanes + lanes
+        group_size = padded(K + 1, lanes) * width
+        column_row = padded(K + 1, lanes) + lanes
         columns = worker * worker_size  # (rows, column_row): operands and the constant 1
         packed_d = columns + ROWS_AT_ONCE * column_row  # (rows, width)
-        block_sums = packed_d + ROWS_AT_ONCE * width  # (K + 1, width)
-        zeros = block_sums + (K + 1) * width  # (width,)
+        block_sums = packed_d + ROWS_AT_ONCE * width  # (K + 1 in whole vectors, width)
+        zeros = block_sums + group_size  # (width,)
         fill_zero(work, zeros, width)
         previous = 1 if reverse else -1
         shift = 0 if of_x else previous
-        if is_first:
+        if is_first and begin == end:
             for group in range(worker, groups, workers):
                 fill_zero(sums, sums_start + group * group_size, group_size)
+        # One block of rows needs no sums of blocks.
+        alone = is_first and is_last and 0 < end - begin <= ROWS_AT_ONCE
         for start in range(begin, end, ROWS_AT_ONCE):
             rows = min(ROWS_AT_ONCE, end - start)
             step = step_of(offset, start)
@@ -213,21 +232,17 @@ def make_weight_gradient(
                     work, packed_d, 0, 1, rows,
                     K + 1, 1, GROUP_VECTORS,
                 )  # fmt: skip
-                add(sums, sums_start + group * group_size, work, block_sums, (K + 1) * width)
-        if not is_last:
-            return
-        for group in range(worker, groups, workers):
-            for j in range(0, min(width, length - group * width), lanes):
-                block, unit_j = divmod(group * width + j, unit)
-                rows = min(lanes, H - unit_j)
-                row = gate_rows[block] * H + unit_j
-                at = sums_start + group * group_size + j
-                for k in range(0, K, lanes):
-                    square = transposed(load_group(sums, at + k * width, width, lanes))
-                    store_square(dweight_out, row, k, rows, min(lanes, K - k), square)
-                if len(dbias_out) > 0:
-                    for i in range(rows):
-                        dbias_out[row + i] = sums[at + K * width + i]
+                so_far = sums_start + group * group_size
+                if alone:
+                    write(work, block_sums, group, gate_rows, unit, H, dweight_out, dbias_out)
+                elif is_first and start == begin:
+                    copy(sums, so_far, work, block_sums, (K + 1) * width)
+                else:
+                    add(sums, so_far, work, block_sums, (K + 1) * width)
+        if is_last and not alone:
+            for group in range(worker, groups, workers):
+                at = sums_start + group * group_size
+                write(sums, at, group, gate_rows, unit, H, dweight_out, dbias_out)
 
     return weight_gradient
 
@@ -248,13 +263,13 @@ def weight_gradient_threads(
 
 def weight_gradient_worker_size(columns: int, lanes: int) -> int:
     """Elements of workspace that a worker of a weight gradient needs."""
-    column_row = (columns + 2 * lanes) // lanes * lanes + lanes
+    column_row = padded(columns + 1, lanes) + lanes
     width = GROUP_VECTORS * lanes
-    return ROWS_AT_ONCE * (column_row + width) + (columns + 2) * width
+    return ROWS_AT_ONCE * (column_row + width) + (padded(columns + 1, lanes) + 1) * width
 
 
 def weight_gradient_sums(blocks: int, unit: int, columns: int, lanes: int) -> tuple[int, int]:
     """Groups of a weight gradient, and elements of its sums."""
     width = GROUP_VECTORS * lanes
     groups = -(-blocks * unit // width)
-    return groups, groups * ((columns + lanes) // lanes * lanes) * width
+    return groups, groups * padded(columns + 1, lanes) * width

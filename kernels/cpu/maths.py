@@ -58,9 +58,28 @@ class _Maths:
     def select(self, comparison: str, a: Any, b: Any, then: Any, other: Any) -> Any:
         return self.builder.select(self.builder.fcmp_ordered(comparison, a, b), then, other)
 
-    def or_nan(self, x: Any, value: Any) -> Any:
-        """`value`, or x where x is NaN."""
-        return self.select("==", x, x, value, x)
+    def at_least(self, x: Any, bound: float) -> Any:
+        """The larger of both; NaN where x is NaN."""
+        return self.select("<", x, self.const(bound), self.const(bound), x)
+
+    def at_most(self, x: Any, bound: float) -> Any:
+        """The smaller of both; NaN where x is NaN."""
+        return self.select(">", x, self.const(bound), self.const(bound), x)
+
+    def polynomial(self, r: Any, coefficients: list[float]) -> Any:
+        """Value of a polynomial, lowest power first.
+
+        By Estrin's scheme: neighbours first, then pairs of them, so that few operations wait for
+        each other.
+        """
+        terms = [self.const(c) for c in coefficients]
+        power = r
+        while len(terms) > 1:
+            pairs = [self.fma(b, power, a) for a, b in zip(terms[::2], terms[1::2])]
+            terms = pairs + terms[2 * len(pairs) :]
+            if len(terms) > 1:
+                power = self.builder.fmul(power, power)
+        return terms[0]
 
     def power_of_two(self, n: Any) -> Any:
         """2^n for whole n in the range of normal numbers."""
@@ -91,31 +110,26 @@ class _Maths:
         return builder.fmul(value, self.power_of_two(builder.fsub(n, half)))
 
     def split(self, x: Any) -> tuple[Any, Any]:
-        """n and expm1(r) with x = n ln 2 + r."""
+        """n and expm1(r) with x = n ln 2 + r, for x where neither overflows."""
         builder, form = self.builder, self.format
         n = self.fma(x, self.const(1 / math.log(2)), self.rounder)
         n = builder.fsub(n, self.rounder)
         r = self.fma(n, self.const(-form.ln2_high), x)
         r = self.fma(n, self.const(-form.ln2_low), r)
-        p = self.const(1 / math.factorial(form.degree))
-        for power in range(form.degree - 1, 1, -1):
-            p = self.fma(p, r, self.const(1 / math.factorial(power)))
-        return n, self.fma(builder.fmul(p, r), r, r)
+        powers = range(2, form.degree + 1)
+        p = self.polynomial(r, [1 / math.factorial(power) for power in powers])
+        return n, self.fma(builder.fmul(r, r), p, r)
 
     def exp(self, x: Any) -> Any:
-        """exp without its NaN."""
-        builder, form = self.builder, self.format
-        low, high = self.const(form.smallest), self.const(form.largest)
-        clamped = self.select("<", x, high, x, high)
-        clamped = self.select(">", clamped, low, clamped, low)
-        n, m = self.split(clamped)
-        return self.scale(builder.fadd(m, self.const(1.0)), n)
+        """exp for x up to `largest`."""
+        n, m = self.split(self.at_least(x, self.format.smallest))
+        return self.scale(self.builder.fadd(m, self.const(1.0)), n)
 
 
 @lower_on_vec(primitives.exp, 1)
 def _exp(builder: Any, vec: Vec, x: Any) -> Any:
     maths = _Maths(builder, vec)
-    return maths.or_nan(x, maths.exp(x))
+    return maths.exp(maths.at_most(x, maths.format.largest))
 
 
 @lower_on_vec(primitives.sigmoid, 1)
@@ -125,18 +139,16 @@ def _sigmoid(builder: Any, vec: Vec, x: Any) -> Any:
     one = maths.const(1.0)
     e = maths.exp(builder.fneg(call_llvm(builder, vec, "fabs", x)))
     numerator = maths.select(">=", x, maths.const(0.0), one, e)
-    return maths.or_nan(x, builder.fdiv(numerator, builder.fadd(one, e)))
+    return builder.fdiv(numerator, builder.fadd(one, e))
 
 
 @lower_on_vec(primitives.tanh, 1)
 def _tanh(builder: Any, vec: Vec, x: Any) -> Any:
     """-m / (m + 2) with m = expm1(-2 |x|), with the sign of x."""
     maths = _Maths(builder, vec)
-    limit = maths.const(maths.format.tanh_limit)
-    size = call_llvm(builder, vec, "fabs", x)
-    size = maths.select("<", size, limit, size, limit)
+    size = maths.at_most(call_llvm(builder, vec, "fabs", x), maths.format.tanh_limit)
     n, m = maths.split(builder.fmul(size, maths.const(-2.0)))
     scale = maths.scale(maths.const(1.0), n)
     m = maths.fma(scale, m, builder.fsub(scale, maths.const(1.0)))
     value = builder.fdiv(builder.fneg(m), builder.fadd(m, maths.const(2.0)))
-    return maths.or_nan(x, call_llvm(builder, vec, "copysign", value, x))
+    return call_llvm(builder, vec, "copysign", value, x)

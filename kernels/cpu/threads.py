@@ -11,8 +11,8 @@ from numba.np.ufunc import parallel as numba_pool
 # work of fewer multiply-adds than this (about 25 µs) is left to the calling thread.
 _SMALLEST_PARALLEL_WORK = 1_000_000
 # Sharing the units of a step costs a wait for the others, 0.1 to 0.2 µs for each product. Products
-# of fewer multiply-adds than this (about 0.5 µs) are not shared.
-_SMALLEST_SHARED_PRODUCT = 16_000
+# of fewer multiply-adds a thread than this (about 0.2 µs) are not shared.
+_SMALLEST_SHARED_PRODUCT = 6_000
 
 # Rows that run through a sequence together: enough for a panel of weights to be used from L1 many
 # times, few enough that the state stays in cache.
