@@ -7,25 +7,34 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-# Large enough for the parallel kernels: see `fastgru.kernels.cpu.threads`.
+# Large enough for the parallel kernels, see `fastgru.kernels.cpu.threads`: the first batch is split
+# by rows, the second one by units.
 PROBLEM = """
 import numpy as np
 import fastgru
 from fastgru.kernels.cpu import threads
 
 rng = np.random.default_rng(0)
-params = fastgru.init_params(32, 64, rng=0)
-x = rng.standard_normal((24, 30, 32)).astype("float32")
-dy = rng.standard_normal((24, 30, 64)).astype("float32")
+
+def draw(N, T, I, H):
+    params = fastgru.init_params(I, H, rng=0)
+    x, dy = (rng.standard_normal((N, T, size)).astype("float32") for size in (I, H))
+    return params, x, dy
+
+problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100)]
+params, x, dy = problems[0]
 
 def everything():
-    y, h_n, saved = fastgru.forward_train(x, params)
-    gradients = fastgru.backward(saved, dy)
-    arrays = [y, h_n, gradients.x, gradients.h0, *gradients.params.to_dict().values()]
+    arrays = []
+    for params, x, dy in problems:
+        y, h_n, saved = fastgru.forward_train(x, params)
+        gradients = fastgru.backward(saved, dy)
+        arrays += [y, h_n, gradients.x, gradients.h0, *gradients.params.to_dict().values()]
     return b"".join(a.tobytes() for a in arrays)
 """
 
@@ -63,11 +72,61 @@ def test_same_bits_for_any_number_of_threads() -> None:
                 results[count] = everything()
                 assert numba.get_num_threads() == count
         assert len(results) == 3 and len(set(results.values())) == 1
-        print(threads.allowed_threads(10**9))
+        for params, x, _ in problems:
+            (call,) = fastgru.pack(params).architecture.calls.values()
+            print(*call.recurrences[0]._way()[2:4])
         """,
         NUMBA_NUM_THREADS="3",
     )
-    assert out.split() == ["3"]  # the parallel kernels did run
+    assert out.splitlines() == [
+        "3 False",
+        "3 True",
+    ]  # threads with rows of their own; sharing units
+
+
+def test_threads_share_units_of_every_cell() -> None:
+    """Few rows, however small: every cell, dtype and number of rows, ragged, against one thread."""
+    out = run(
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import numba
+        import toys
+        from problems import assert_same_bits, draw, solve
+        compared = 0
+        for cell in fastgru.cells():
+            for dtype in ("float32", "float64"):
+                for N, lengths in ((1, None), (3, (4, 0, 7)), (9, None)):
+                    problem = draw(cell, (N, 7, 5, 67), L=2, D=2, lengths=lengths, dtype=dtype)
+                    threads._SMALLEST_PARALLEL_WORK = 10**9
+                    alone = solve(problem)
+                    threads._SMALLEST_PARALLEL_WORK = threads._SMALLEST_SHARED_PRODUCT = 0
+                    for count in (2, 3):
+                        numba.set_num_threads(count)
+                        assert_same_bits(solve(problem), alone)
+                        compared += 1
+        print(compared, threads.split(3, 9, 5, 1).shared, len(fastgru.cells()))
+        """,
+        NUMBA_NUM_THREADS="3",
+    )
+    compared, shared, cells = out.split()
+    assert int(compared) == 12 * int(cells) > 12
+    assert shared == "True"
+
+
+def test_nobody_waits_for_threads_that_never_come() -> None:
+    """A pool may run the workers one after another: the first one does everything."""
+    run(
+        """
+        import numba
+        from fastgru.kernels.cpu import recurrence
+        expected = everything()
+        numba.set_num_threads(1)
+        recurrence.allowed_threads = lambda work: 3
+        assert everything() == expected
+        """,
+        NUMBA_NUM_THREADS="3",
+    )
 
 
 def test_workqueue_stays_serial() -> None:
