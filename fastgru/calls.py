@@ -5,7 +5,6 @@ and shapes of the arguments is therefore made once, as a `Call`, which the archi
 weights keeps for the next arguments of the same kinds.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -84,28 +83,24 @@ class Call:
         sizes = [architecture.input_size] + [D * H] * (architecture.num_layers - 1)
         prepared = {I: kernels.Recurrence(cell, I, H, architecture.dtype, ragged) for I in sizes}
         self.recurrences = [prepared[I] for I in sizes]
-        xp = architecture.backend.xp
+        self._xp, self.dtype = architecture.backend.xp, architecture.dtype
         self._H, self._D = H, D
-        self._empty = xp.empty
         # Padded outputs are 0.
-        self._new_y = functools.partial(
-            layout.new_sequence,
-            *(xp.empty if ragged.total == N * T else xp.zeros, N, T, D * H, architecture.dtype),
-        )
+        self._make_y = self._xp.empty if ragged.total == N * T else self._xp.zeros
+        self._y_shape = (N, T, D * H)
         self._num_states = len(cell.states)
         self._state_shape = (architecture.num_layers * D, N, H)
 
     def new_state(self, make: Callable[..., Any]) -> tuple[Any, ...]:
         """A new state, of (layers * directions, N, H) arrays."""
-        shape, dtype = self._state_shape, self.architecture.dtype
         if self._num_states == 1:
-            return (make(shape, dtype),)
-        return tuple([make(shape, dtype) for _ in range(self._num_states)])
+            return (make(self._state_shape, self.dtype),)
+        return tuple([make(self._state_shape, self.dtype) for _ in range(self._num_states)])
 
     def inner_state(self, state: State) -> tuple[Any, ...]:
         """A user's state, checked, as the kernels take it; zeros for None."""
         if state is None:
-            return self.new_state(self.architecture.backend.xp.zeros)
+            return self.new_state(self._xp.zeros)
         members = (state,) if self._num_states == 1 else tuple(state)
         return members if self.layout.batched else self.layout.inner_state(members)
 
@@ -132,9 +127,9 @@ class Call:
             What the kernels kept of every layer and direction.
         """
         sequences, kept = [x], []
-        final = self.new_state(self._empty)
+        final = self.new_state(self._xp.empty)
         for number, recurrence in enumerate(self.recurrences):
-            y = self._new_y()
+            y = self.layout.new_sequence(self._make_y, *self._y_shape, self.dtype)
             of_layer = []
             for d, weights in enumerate(layouts[number]):
                 index, y_out = number * self._D + d, y
@@ -147,6 +142,15 @@ class Call:
             sequences.append(y)
             kept.append(of_layer)
         return final, sequences, kept
+
+    def run_step(self, x: Any, layouts: Any, initial: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Run all layers of one direction, and keep nothing: `run` for calls that must be short."""
+        final = self.new_state(self._xp.empty)
+        for number, recurrence in enumerate(self.recurrences):
+            y = self._xp.empty(self._y_shape, self.dtype)
+            recurrence.forward(layouts[number][0], x, initial, number, False, y, final, False)
+            x = y
+        return final
 
 
 def call_for(
@@ -164,12 +168,10 @@ def call_for(
             key = check, time_major, x.__class__, x.dtype, x.shape
         elif state.__class__ is tuple:
             members = [part for m in state for part in (m.__class__, m.dtype, m.shape)]
-            key = (check, time_major, x.__class__, x.dtype, x.shape, *members, tuple)
+            key = check, time_major, x.__class__, x.dtype, x.shape, tuple, *members
         else:
-            key = (
-                check, time_major, x.__class__, x.dtype, x.shape,
-                state.__class__, state.dtype, state.shape,
-            )  # fmt: skip
+            kind = state.__class__
+            key = check, time_major, x.__class__, x.dtype, x.shape, kind, state.dtype, state.shape
         call: Call | None = calls.get(key)
     except (AttributeError, TypeError):  # no arrays: the check will say so, or accept a list
         return check(packed, x, state, time_major)

@@ -254,7 +254,7 @@ def step(x_t: Any, params: Params | Packed, h: State = None) -> tuple[Any, State
     """
     packed = params if params.__class__ is Packed else as_packed(params)
     call = call_for(check_step, packed, x_t, h, False)
-    final, _, _ = call.run(x_t[:, None], packed.layouts, call.inner_state(h), keep=False)
+    final = call.run_step(x_t[:, None], packed.layouts, call.inner_state(h))
     if packed is not params:
         packed.give_back()
-    return final[0][-1], call.layout.outer_state(final)
+    return final[0][-1], final if len(final) > 1 else final[0]

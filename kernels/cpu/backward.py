@@ -187,12 +187,13 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
 
 def backward_threads(
     address, dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights, saved,
-    first_step, last_step, d_out, dinitial_out, work, worker_size, block_rows, meeting, workers,
+    first_step, last_step, d_out, dinitial_out, work, worker_size, block_rows, meeting, worker,
+    workers,
 ):  # fmt: skip
     """Run the backward loop's workers on threads."""
-    for worker in prange(workers):
+    for number in prange(worker, workers):
         call_at(
             address, dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse,
             weights, saved, first_step, last_step, d_out, dinitial_out, work, worker_size,
-            block_rows, meeting, np.intp(worker), workers,
+            block_rows, meeting, np.intp(number), workers,
         )  # fmt: skip

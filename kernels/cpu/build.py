@@ -114,35 +114,34 @@ class Kernel:
     """A compiled kernel whose last two parameters are a worker's number and their count.
 
     One worker runs on the calling thread. Several run on Numba's threads, by a small parallel
-    launcher that gets the kernel's address: both run the same machine code, and the
-    kernel is not compiled again inside a parallel region, which took four times as long.
+    launcher that gets the kernel's address: both run the same machine code, and the kernel is not
+    compiled again inside a parallel region, which took four times as long.
     """
 
     def __init__(self, dispatcher: Any, threads: Callable[..., None]) -> None:
         self.dispatcher = dispatcher
-        (signature,) = dispatcher.nopython_signatures
+        (self._signature,) = dispatcher.nopython_signatures
         # The dispatcher itself would look at the type of every argument again, which takes 0.6 µs.
-        self._serial = dispatcher.get_overload(signature.args)
-        compiled = dispatcher.overloads[signature.args]
-        name = compiled.fndesc.llvm_func_name
-        self._address = compiled.library.get_pointer_to_function(name)
+        self._serial = dispatcher.get_overload(self._signature.args)
         self._threads = threads
 
     @functools.cached_property
-    def _parallel(self) -> Any:
-        """The compiled parallel launcher."""
-        (signature,) = self.dispatcher.nopython_signatures
-        kinds = (types.intp, *signature.args[:-2], types.intp)
+    def _parallel(self) -> Callable[..., None]:
+        """The compiled parallel launcher, for this kernel."""
+        kinds = (types.intp, *self._signature.args)
         cache = KernelCache(self._threads.__qualname__)
         dispatcher = numba.njit(nogil=True, parallel=True)(self._threads)
-        return _load_or_compile(dispatcher, kinds, cache).get_overload(kinds)
+        launch = _load_or_compile(dispatcher, kinds, cache).get_overload(kinds)
+        compiled = self.dispatcher.overloads[self._signature.args]
+        name = compiled.fndesc.llvm_func_name
+        return functools.partial(launch, compiled.library.get_pointer_to_function(name))
 
-    def __call__(self, workers: int, *args: Any) -> None:
-        """Run the kernel's workers; arguments must be of its types, which nothing checks."""
-        if workers == 1:
-            self._serial(*args, 0, 1)
-        else:
-            self._parallel(self._address, *args, workers)
+    def on(self, workers: int) -> Callable[..., None]:
+        """What runs so many workers; its last two arguments are 0 and `workers`.
+
+        Arguments must have the kernel's types: nothing checks them.
+        """
+        return self._serial if workers == 1 else self._parallel
 
 
 @functools.cache

@@ -217,12 +217,12 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
 
 def forward_threads(
     address, x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
-    values_out, keep, work, worker_size, block_rows, steps, meeting, workers,
+    values_out, keep, work, worker_size, block_rows, steps, meeting, worker, workers,
 ):  # fmt: skip
     """Run the forward loop's workers on threads."""
-    for worker in prange(workers):
+    for number in prange(worker, workers):
         call_at(
             address, x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
-            values_out, keep, work, worker_size, block_rows, steps, meeting, np.intp(worker),
+            values_out, keep, work, worker_size, block_rows, steps, meeting, np.intp(number),
             workers,
         )  # fmt: skip

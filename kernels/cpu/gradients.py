@@ -85,14 +85,14 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
 
 def input_gradient_threads(
     address, d, d_row, first, blocks, unit, H, weights, weights_start, order, lengths, offset,
-    first_step, last_step, reverse, dx_out, at_once, work, worker_size, workers,
+    first_step, last_step, reverse, dx_out, at_once, work, worker_size, worker, workers,
 ):  # fmt: skip
     """Run the input gradient's shares on threads."""
-    for worker in prange(workers):
+    for number in prange(worker, workers):
         call_at(
             address, d, d_row, first, blocks, unit, H, weights, weights_start, order, lengths,
             offset, first_step, last_step, reverse, dx_out, at_once, work, worker_size,
-            np.intp(worker), workers,
+            np.intp(number), workers,
         )  # fmt: skip
 
 
@@ -250,14 +250,14 @@ def make_weight_gradient(
 def weight_gradient_threads(
     address, source, h0, layer, order, lengths, offset, first_step, last_step, reverse, saved,
     value_row, d, d_row, first, unit, H, gate_rows, dweight_out, dbias_out, sums, sums_start,
-    is_first, is_last, work, worker_size, workers,
+    is_first, is_last, work, worker_size, worker, workers,
 ):  # fmt: skip
     """Run the weight gradient's shares on threads."""
-    for worker in prange(workers):
+    for number in prange(worker, workers):
         call_at(
             address, source, h0, layer, order, lengths, offset, first_step, last_step, reverse,
             saved, value_row, d, d_row, first, unit, H, gate_rows, dweight_out, dbias_out, sums,
-            sums_start, is_first, is_last, work, worker_size, np.intp(worker), workers,
+            sums_start, is_first, is_last, work, worker_size, np.intp(number), workers,
         )  # fmt: skip
 
 

@@ -72,11 +72,11 @@ def make_pack(lanes: int) -> Callable[..., None]:
 
 def pack_threads(
     address, weight_ih, weight_hh, bias_ih, bias_hh, parts, gate_rows, bias_rows, by_columns, H,
-    packed_out, workers,
+    packed_out, worker, workers,
 ):  # fmt: skip
     """Run the packing's shares on threads."""
-    for worker in prange(workers):
+    for number in prange(worker, workers):
         call_at(
             address, weight_ih, weight_hh, bias_ih, bias_hh, parts, gate_rows, bias_rows,
-            by_columns, H, packed_out, np.intp(worker), workers,
+            by_columns, H, packed_out, np.intp(number), workers,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from .gradients import (
 from .memory import Shelf, aligned, pool
 from .plan import backward_layout, forward_layout, phase_plans, row_sizes
 from .team import MEETING_WORDS
-from .threads import allowed_threads, split
+from .threads import allowed_threads, is_small, split
 from .weights import (
     Array,
     Weights,
@@ -91,6 +91,7 @@ class Recurrence:
         self._pool = pool(dtype)
         self._nothing = np.empty(0, dtype)
         self._ways: dict[int, _Way] = {}
+        self._short_way = self._way() if is_small(self.work) else None
 
     def _way(self) -> "_Way":
         """How the threads that may be used now run the loop."""
@@ -164,13 +165,13 @@ class Recurrence:
         (…,) array
             The values kept; empty otherwise.
         """
-        way = self._way()
+        way = self._short_way or self._way()
         values = aligned(self.total * self.size.value, self.dtype) if keep else self._nothing
         work = way.shelf.borrow()
         try:
-            self._kernel(
-                way.workers, x, initial, layer, *self.ragged, reverse, weights, y_out, final_out,
-                values, keep, work, way.forward_size, way.rows, way.steps, way.meeting(),
+            self._kernel.on(way.workers)(
+                x, initial, layer, *self.ragged, reverse, weights, y_out, final_out, values, keep,
+                work, way.forward_size, way.rows, way.steps, way.meeting(), 0, way.workers,
             )  # fmt: skip
         finally:
             way.shelf.give_back(work)
@@ -219,28 +220,28 @@ class Recurrence:
         work = self._pool.borrow(way.threads * way.backward_size)
         try:
             for first, last, rows in self._time_blocks:
-                self._backward_kernel(
-                    way.workers, y if dy is None else dy, dy is not None, dfinal, layer, y, initial,
+                self._backward_kernel.on(way.workers)(
+                    y if dy is None else dy, dy is not None, dfinal, layer, y, initial,
                     *self.ragged, reverse, packed, values, first, last, d, dinitial_out,
-                    work, way.backward_size, way.rows, way.meeting(),
+                    work, way.backward_size, way.rows, way.meeting(), 0, way.workers,
                 )  # fmt: skip
                 dfinal = dinitial_out  # of the steps before, that is
                 at_once = rows_at_once(rows, way.threads)
+                workers = max(1, min(way.threads, -(-rows // at_once)))
                 for pre, blocks, start in inputs:
-                    self._input_kernel(
-                        max(1, min(way.threads, -(-rows // at_once))),
+                    self._input_kernel.on(workers)(
                         d, size.pre, pre, blocks, size.unit, self.H, packed, start, *self.ragged,
-                        first, last, reverse, dx_out, at_once, work, way.backward_size,
+                        first, last, reverse, dx_out, at_once, work, way.backward_size, 0, workers,
                     )  # fmt: skip
                 so_far = 0
                 for product in products:
-                    product.kernel(
-                        max(1, min(way.threads, product.groups)),
+                    workers = min(way.threads, product.groups)
+                    product.kernel.on(workers)(
                         y if product.of_y else x, initial[0], layer, *self.ragged, first, last,
                         reverse, values, size.value, d, size.pre, product.pre, size.unit, self.H,
                         product.gate_rows, gradients[product.weight],
                         gradients.get(product.bias, self._nothing), sums, so_far,
-                        last == self.steps, first == 0, work, way.backward_size,
+                        last == self.steps, first == 0, work, way.backward_size, 0, workers,
                     )  # fmt: skip
                     so_far += product.sums_size
         finally:

@@ -23,6 +23,11 @@ _ROWS_OF_TILE = 8
 _pool_process: int | None = None
 
 
+def is_small(work: int) -> bool:
+    """Whether a call of so many multiply-adds is always left to the calling thread."""
+    return work < _SMALLEST_PARALLEL_WORK
+
+
 def allowed_threads(work: int) -> int:
     """Threads for a call of so many multiply-adds; 1 means the serial kernel, without a region.
 
@@ -30,7 +35,7 @@ def allowed_threads(work: int) -> int:
     Python threads enter it: there the serial kernel is the only safe one.
     """
     global _pool_process
-    if work < _SMALLEST_PARALLEL_WORK:
+    if is_small(work):
         return 1
     if _pool_process is None:
         inherited = numba_pool._is_initialized and multiprocessing.parent_process() is not None

@@ -71,11 +71,12 @@ def _pack(cell: Cell, weights: Weights, by_columns: bool) -> Array:
     order = _order(cell, I, H, build.lanes(dtype), by_columns)
     packed = pool(dtype).borrow(order.length)
     no_weight, no_bias = _absent(dtype)
-    build.packing_kernel(dtype)(
-        allowed_threads(order.length * _WORK_PER_ELEMENT),
+    workers = allowed_threads(order.length * _WORK_PER_ELEMENT)
+    build.packing_kernel(dtype).on(workers)(
         weight, weights.get("weight_hh", no_weight),
         weights.get("bias_ih", no_bias), weights.get("bias_hh", no_bias),
         order.parts, order.gate_rows, order.bias_rows, by_columns, H, packed,
+        0, workers,
     )  # fmt: skip
     return packed
 
