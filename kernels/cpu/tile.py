@@ -25,11 +25,8 @@ from numba.extending import intrinsic
 
 from .simd import Vec, call_llvm, element_pointer, literal, load, register_count, store, vec_of
 
-
-def _descending(largest: int) -> tuple[int, ...]:
-    """`largest`, then every power of two below it."""
-    powers = [1 << p for p in range(largest.bit_length()) if 1 << p < largest]
-    return (largest, *reversed(powers))
+# Panels whose weights are used for all rows before the next ones are read, and the most of a tile.
+_PANELS_AT_ONCE = 4
 
 
 def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -37,11 +34,17 @@ def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
 
     Three quarters of the registers hold sums; the rest hold one step's weights and the broadcast.
     Fewer rows take several panels at once, so that enough independent sums hide the latency of the
-    multiply-add. Both lists end in 1, so every size is covered.
+    multiply-add. There is a tile for every count of rows left over, so that they read the weights
+    once: three rows as two and one took twice as long. Panel counts end in 1, so all are covered.
     """
     budget = register_count() * 3 // 4
-    rows = max(1, min(8, budget // gates))
-    return tuple((r, _descending(max(1, min(4, budget // (r * gates))))) for r in _descending(rows))
+    most = max(1, min(8, budget // gates))
+    shapes = []
+    for rows in range(most, 0, -1):
+        panels = max(1, min(_PANELS_AT_ONCE, budget // (rows * gates)))
+        counts = (4, 3, 2, 1) if rows <= 2 else (panels, 1)
+        shapes.append((rows, tuple(sorted({c for c in counts if c <= panels}, reverse=True))))
+    return tuple(shapes)
 
 
 class _Operands(NamedTuple):
@@ -220,35 +223,43 @@ def product(
             _emit_tile(builder, vec, operands, tile_rows, tile_panels, literal(gates))
 
         @contextmanager
-        def while_left(counter: Any, limit: Any, at_once: int) -> Iterator[None]:
-            """``while counter + at_once <= limit: ...; counter += at_once``."""
+        def while_left(
+            counter: Any, limit: Any, needed: int, step: int | None = None
+        ) -> Iterator[None]:
+            """``while counter + needed <= limit: ...; counter += step``, by default `needed`."""
             test, body, end = (builder.append_basic_block(n) for n in ("test", "body", "end"))
             builder.branch(test)
             builder.position_at_end(test)
-            following = builder.add(builder.load(counter), integer(at_once))
+            before = builder.load(counter)
+            following = builder.add(before, integer(needed))
             builder.cbranch(builder.icmp_signed("<=", following, limit), body, end)
             builder.position_at_end(body)
             yield
-            builder.store(following, counter)
+            builder.store(builder.add(before, integer(step or needed)), counter)
             builder.branch(test)
             builder.position_at_end(end)
 
-        builder.store(integer(0), row)
-        (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
-        # Full tiles: a panel's weights stay in L1 while all rows pass.
-        builder.store(integer(0), panel)
-        for tile_panels in full_panels:
-            with while_left(panel, all_panels, tile_panels):
-                builder.store(integer(0), row)
-                with while_left(row, all_rows, full_rows):
-                    tile(full_rows, tile_panels)
-        # What is left has fewer rows than a full tile.
-        for tile_rows, panel_counts in smaller:
-            with while_left(row, all_rows, tile_rows):
-                builder.store(integer(0), panel)
-                for tile_panels in panel_counts:
-                    with while_left(panel, all_panels, tile_panels):
-                        tile(tile_rows, tile_panels)
+        group = cgutils.alloca_once_value(builder, integer(0))
+        with while_left(group, all_panels, 1, _PANELS_AT_ONCE):
+            first = builder.load(group)
+            end = builder.add(first, integer(_PANELS_AT_ONCE))
+            end = builder.select(builder.icmp_signed("<", end, all_panels), end, all_panels)
+            builder.store(integer(0), row)
+            (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
+            # Full tiles: a panel's weights stay in L1 while all rows pass.
+            builder.store(first, panel)
+            for tile_panels in full_panels:
+                with while_left(panel, end, tile_panels):
+                    builder.store(integer(0), row)
+                    with while_left(row, all_rows, full_rows):
+                        tile(full_rows, tile_panels)
+            # The rows that are left.
+            for tile_rows, panel_counts in smaller:
+                with while_left(row, all_rows, tile_rows):
+                    builder.store(first, panel)
+                    for tile_panels in panel_counts:
+                        with while_left(panel, end, tile_panels):
+                            tile(tile_rows, tile_panels)
         return context.get_dummy_value()
 
     return sig, emit
