@@ -71,6 +71,8 @@ class Call:
     ----------
     recurrences : list
         The prepared kernels of each layer.
+    seen_gradients : set
+        Kinds of the gradients for which `backward` was called, and which need no check.
     """
 
     def __init__(
@@ -83,12 +85,13 @@ class Call:
         sizes = [architecture.input_size] + [D * H] * (architecture.num_layers - 1)
         prepared = {I: kernels.Recurrence(cell, I, H, architecture.dtype, ragged) for I in sizes}
         self.recurrences = [prepared[I] for I in sizes]
-        self._xp, self.dtype = architecture.backend.xp, architecture.dtype
-        self._H, self._D = H, D
+        self.xp, self.dtype = architecture.backend.xp, architecture.dtype
+        self.H, self.D = H, D
         # Padded outputs are 0.
-        self._make_y = self._xp.empty if ragged.total == N * T else self._xp.zeros
+        self._make_y = self.xp.empty if ragged.total == N * T else self.xp.zeros
         self._y_shape = (N, T, D * H)
         self._num_states = len(cell.states)
+        self.seen_gradients: set[Any] = set()
         self._state_shape = (architecture.num_layers * D, N, H)
 
     def new_state(self, make: Callable[..., Any]) -> tuple[Any, ...]:
@@ -100,7 +103,7 @@ class Call:
     def inner_state(self, state: State) -> tuple[Any, ...]:
         """A user's state, checked, as the kernels take it; zeros for None."""
         if state is None:
-            return self.new_state(self._xp.zeros)
+            return self.new_state(self.xp.zeros)
         members = (state,) if self._num_states == 1 else tuple(state)
         return members if self.layout.batched else self.layout.inner_state(members)
 
@@ -127,14 +130,14 @@ class Call:
             What the kernels kept of every layer and direction.
         """
         sequences, kept = [x], []
-        final = self.new_state(self._xp.empty)
+        final = self.new_state(self.xp.empty)
         for number, recurrence in enumerate(self.recurrences):
             y = self.layout.new_sequence(self._make_y, *self._y_shape, self.dtype)
             of_layer = []
             for d, weights in enumerate(layouts[number]):
-                index, y_out = number * self._D + d, y
-                if self._D > 1:
-                    y_out = y[:, :, d * self._H : (d + 1) * self._H]
+                index, y_out = number * self.D + d, y
+                if self.D > 1:
+                    y_out = y[:, :, d * self.H : (d + 1) * self.H]
                 of_layer.append(
                     recurrence.forward(weights, x, initial, index, d == 1, y_out, final, keep)
                 )
@@ -145,9 +148,9 @@ class Call:
 
     def run_step(self, x: Any, layouts: Any, initial: tuple[Any, ...]) -> tuple[Any, ...]:
         """Run all layers of one direction, and keep nothing: `run` for calls that must be short."""
-        final = self.new_state(self._xp.empty)
+        final = self.new_state(self.xp.empty)
         for number, recurrence in enumerate(self.recurrences):
-            y = self._xp.empty(self._y_shape, self.dtype)
+            y = self.xp.empty(self._y_shape, self.dtype)
             recurrence.forward(layouts[number][0], x, initial, number, False, y, final, False)
             x = y
         return final
@@ -188,7 +191,7 @@ def check_sequence(packed: Packed, x: Any, h0: State, time_major: Any, lengths: 
     """The call of `forward` for arguments that were not seen before."""
     params = packed.params
     common_library({"x": x, "params": params.layers[0][0].weight_ih})
-    check_same_dtype("x", x, params)
+    _check_same_dtype("x", x, params)
     if x.ndim not in (2, 3):
         raise ValueError(
             f"x: expected shape (N, T, {params.input_size}) or (T, {params.input_size}), "
@@ -215,14 +218,56 @@ def check_step(packed: Packed, x_t: Any, h: State, time_major: bool) -> Call:
     if params.bidirectional:
         raise ValueError("params: expected one direction, got bidirectional params")
     common_library({"x_t": x_t, "params": params.layers[0][0].weight_ih})
-    check_same_dtype("x_t", x_t, params)
+    _check_same_dtype("x_t", x_t, params)
     if x_t.ndim != 2 or x_t.shape[1] != params.input_size:
         raise ValueError(f"x_t: expected shape (N, {params.input_size}), got {x_t.shape}")
     _check_state("h", h, packed, x_t.shape[0], batched=True)
     return Call(packed.architecture, Layout(batched=True, time_major=False), x_t.shape[0], 1)
 
 
-def check_same_dtype(name: str, array: Any, params: Params) -> None:
+def _kind(value: Any) -> Any:
+    """What checks look at: None, or the type, dtype and shape of an array, or those of several."""
+    if value is None:
+        return None
+    if value.__class__ is tuple:
+        return tuple([_kind(member) for member in value])
+    return value.__class__, value.dtype, value.shape
+
+
+def check_gradients(call: Call, packed: Packed, y: Any, dy: Any, dh_n: State) -> tuple[Any, ...]:
+    """Refuse gradients of y and h_n that do not fit; gives that of h_n as the kernels take it."""
+    try:
+        kinds = _kind(dy), _kind(dh_n)
+        seen = kinds in call.seen_gradients
+    except (AttributeError, TypeError):  # no arrays: the checks will say so, or accept a list
+        kinds, seen = None, False
+    if not seen:
+        _check_gradients(call, packed, y, dy, dh_n)
+        if kinds is not None and len(call.seen_gradients) < _KEPT_CALLS:
+            call.seen_gradients.add(kinds)
+    zeros = call.new_state(call.xp.zeros)
+    if dh_n is None:
+        return zeros
+    members = (dh_n,) if len(zeros) == 1 else tuple(dh_n)
+    return tuple(
+        zero if member is None else call.layout.inner_state((member,))[0]
+        for member, zero in zip(members, zeros, strict=True)
+    )
+
+
+def _check_gradients(call: Call, packed: Packed, y: Any, dy: Any, dh_n: State) -> None:
+    params = packed.params
+    members = _state_members("dh_n", dh_n, packed, optional=True)
+    if dy is None and all(member is None for member in members):
+        raise ValueError("dy, dh_n: expected at least one gradient, got None for both")
+    if dy is not None:
+        common_library({"dy": dy, "params": params.layers[0][0].weight_ih})
+        _check_same_dtype("dy", dy, params)
+        check_shape("dy", dy, call.layout.outer(y).shape, "(that of y)")
+    _check_members("dh_n", members, packed, call.N, call.layout.batched)
+
+
+def _check_same_dtype(name: str, array: Any, params: Params) -> None:
     """Refuse an array whose dtype is not that of the params."""
     if array.dtype != params.dtype:
         check_dtype(name, array.dtype)
@@ -253,7 +298,7 @@ def _check_lengths(lengths: Any, N: int, T: int) -> Any:
     return np.array(values, np.intp)
 
 
-def state_members(name: str, state: State, packed: Packed, optional: bool) -> tuple[Any, ...]:
+def _state_members(name: str, state: State, packed: Packed, optional: bool) -> tuple[Any, ...]:
     """The members of a state argument; None for each if it is None."""
     names = packed.architecture.cell.states
     if state is None:
@@ -271,7 +316,7 @@ def state_members(name: str, state: State, packed: Packed, optional: bool) -> tu
     return tuple(state)
 
 
-def check_members(
+def _check_members(
     name: str, members: tuple[Any, ...], packed: Packed, N: int, batched: bool
 ) -> None:
     """Refuse a member of a state, if it is not None, that does not fit."""
@@ -283,10 +328,10 @@ def check_members(
         label = name if len(members) == 1 else f"{name} ({label})"
         if member is not None:
             common_library({label: member, "params": params.layers[0][0].weight_ih})
-            check_same_dtype(label, member, params)
+            _check_same_dtype(label, member, params)
             check_shape(label, member, shape, meaning)
 
 
 def _check_state(name: str, state: State, packed: Packed, N: int, batched: bool) -> None:
     """Refuse a state argument that does not fit."""
-    check_members(name, state_members(name, state, packed, optional=False), packed, N, batched)
+    _check_members(name, _state_members(name, state, packed, optional=False), packed, N, batched)

@@ -9,17 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .backends import check_shape, common_library
-from .calls import (
-    Call,
-    State,
-    call_for,
-    check_members,
-    check_same_dtype,
-    check_sequence,
-    check_step,
-    state_members,
-)
+from .calls import Call, State, call_for, check_gradients, check_sequence, check_step
 from .packed import Packed, as_packed
 from .params import Params, Weights
 
@@ -193,34 +183,24 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
     if not isinstance(saved, Saved):
         raise TypeError(f"saved: expected Saved, got {type(saved).__qualname__}")
     packed, call, sequences = saved._packed, saved._call, saved._sequences
-    params, layout, xp = packed.params, call.layout, packed.architecture.backend.xp
-    N, T, H, D = call.N, call.T, params.hidden_size, params.num_directions
-    members = state_members("dh_n", dh_n, packed, optional=True)
-    if dy is None and all(member is None for member in members):
-        raise ValueError("dy, dh_n: expected at least one gradient, got None for both")
+    params, layout, xp, H, D = packed.params, call.layout, call.xp, call.H, call.D
+    dfinal = check_gradients(call, packed, sequences[-1], dy, dh_n)
     if dy is not None:
-        common_library({"dy": dy, "params": params.layers[0][0].weight_ih})
-        check_same_dtype("dy", dy, params)
-        check_shape("dy", dy, layout.outer(sequences[-1]).shape, "(that of y)")
         dy = layout.inner(dy)
-    check_members("dh_n", members, packed, N, layout.batched)
-    dfinal = tuple(
-        zeros if member is None else layout.inner_state((member,))[0]
-        for member, zeros in zip(members, call.new_state(xp.zeros), strict=True)
-    )
-
     dinitial = call.new_state(xp.empty)
     dlayers: list[list[Weights]] = []
     for number in reversed(range(params.num_layers)):
         x, y = sequences[number : number + 2]
-        dx = layout.new_sequence(xp.zeros, N, T, x.shape[2], params.dtype)
+        dx = layout.new_sequence(xp.zeros, call.N, call.T, x.shape[2], params.dtype)
         directions = []
         for d, weights in enumerate(params.layers[number]):
-            units = slice(d * H, (d + 1) * H)
+            own_y, own_dy = y, dy
+            if D > 1:
+                units = slice(d * H, (d + 1) * H)
+                own_y, own_dy = y[:, :, units], None if dy is None else dy[:, :, units]
             gradients = call.recurrences[number].backward(
-                dict(weights.items()), x, saved._initial, number * D + d, d == 1, y[:, :, units],
-                saved._values[number][d], None if dy is None else dy[:, :, units], dfinal, dx,
-                dinitial,
+                dict(weights.items()), x, saved._initial, number * D + d, d == 1, own_y,
+                saved._values[number][d], own_dy, dfinal, dx, dinitial,
             )  # fmt: skip
             directions.append(weights._like(gradients))
         dlayers.insert(0, directions)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _CACHE_LINE = 64
+# Elements below which finding the next cache line takes longer than not starting on one.
+_SMALL = 4096
 # Scratch memory is kept for the next call: new memory comes in pages that the system clears one by
 # one, which takes longer than many a kernel. What is not touched of a buffer takes no memory.
 _SMALLEST_KEPT_BITS, _LARGEST_KEPT_BITS = 14, 21
@@ -16,7 +18,9 @@ _KEPT_OF_EACH = 3
 
 
 def aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    """Uninitialised memory that starts on a cache line."""
+    """Uninitialised memory that starts on a cache line, unless it is too small to matter."""
+    if size < _SMALL:
+        return np.empty(size, dtype)
     memory = np.empty(size * dtype.itemsize + _CACHE_LINE, np.uint8)
     start = -memory.ctypes.data % _CACHE_LINE
     return memory[start : start + size * dtype.itemsize].view(dtype)
