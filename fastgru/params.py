@@ -368,7 +368,7 @@ def _check_kind(dtype: Any) -> np.dtype[Any]:
     return kind
 
 
-def _check_rng(rng: Any) -> np.random.Generator:
+def _check_rng(rng: Any) -> "np.random.Generator":
     """`rng` as a generator, if it is None, one, or the seed of one."""
     if rng is not None and not isinstance(rng, np.random.Generator):
         rng = whole_number("rng", rng, "None, a seed or a Generator")

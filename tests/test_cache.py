@@ -148,6 +148,44 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     assert run("gru", tmp_path) == [lines[0], "hits 0"]
 
 
+# Mounts a file system at $0 that goes with this process; runs the program given three times.
+NO_SPACE = """
+mount -t tmpfs -o size=16k tmpfs "$0"
+"$@"
+ls -A "$0/fastgru"
+mount -o remount,size=64m "$0"
+"$@"
+"$@"
+ls -A "$0/fastgru"
+"""
+
+
+def test_a_full_file_system_means_compiling_until_there_is_space(
+    filled: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """16 KiB, less than a kernel: a file begins and cannot be finished; nothing is left of it."""
+    _, lines = filled
+    private = ["unshare", "--map-root-user", "--mount", "sh", "-euc"]
+    try:
+        probe = 'mount -t tmpfs -o size=16k tmpfs "$0"'
+        subprocess.run([*private, probe, str(tmp_path)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"mounting is not permitted: {error}")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "XDG_"))}
+    process = subprocess.Popen(
+        [*private, NO_SPACE, str(tmp_path), sys.executable, "-W", "error", "-c", PROGRAM, "gru"],
+        env=inherited | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out = finish(process)
+    assert out[:4] == [lines[0], "hits 0", lines[0], "hits 0"]  # nothing listed between them
+    assert out[4:6] == [lines[0], "hits 1"]
+    assert len(out) > 6
+    assert all(name.endswith(".kernel") for name in out[6:])
+
+
 def test_a_folder_that_cannot_be_written_is_read(filled: tuple[Path, list[str]]) -> None:
     home, lines = filled
     run("gru", home)

@@ -132,18 +132,34 @@ def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gat
         with _count_up(builder, o.K, "k") as (_, carry):
             b, *inner = [carry(value) for value, _ in outer]
             a, a_next = carry(a_block)
-            weights = [
-                load(builder, vec, step(b[0], (o.b_panel, panel), (lane, gate * vec.lanes)))
-                for panel in range(panels)
-                for gate in range(gates)
-            ]
-            for row in range(rows):
+
+            def weight(number: int) -> Any:
+                panel, gate = divmod(number, gates)
+                return load(builder, vec, step(b[0], (o.b_panel, panel), (lane, gate * vec.lanes)))
+
+            def broadcast(row: int) -> Any:
                 scalar = builder.load(step(a, (o.a_row, row)))
                 first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-                operand = builder.shuffle_vector(first, undefined, everywhere)
-                for number, weight in enumerate(weights):
-                    total, following = inner[row * len(weights) + number]
-                    following.append(call_llvm(builder, vec, "fma", operand, weight, total))
+                return builder.shuffle_vector(first, undefined, everywhere)
+
+            def add(row: int, number: int, operand: Any, factor: Any) -> None:
+                total, following = inner[row * panels * gates + number]
+                following.append(call_llvm(builder, vec, "fma", operand, factor, total))
+
+            # Registers hold the shorter side of the tile, while the longer one passes: with both
+            # they would not suffice, and sums would go to the stack and back in each round.
+            if 1 < rows < panels * gates:
+                operands = [broadcast(row) for row in range(rows)]
+                for number in range(panels * gates):
+                    factor = weight(number)
+                    for row, operand in enumerate(operands):
+                        add(row, number, operand, factor)
+            else:
+                factors = [weight(number) for number in range(panels * gates)]
+                for row in range(rows):
+                    operand = broadcast(row)
+                    for number, factor in enumerate(factors):
+                        add(row, number, operand, factor)
             a_next.append(builder.gep(a, [o.a_k]))
             b[1].append(step(b[0], (lane, gates * vec.lanes)))
         for (_, result), (_, following) in zip([b, *inner], outer, strict=True):
