@@ -19,6 +19,7 @@ import numpy as np
 import fastgru
 from fastgru.kernels.cpu import threads
 
+threads._PAUSE = 0  # a busy machine must not keep these calls from their threads
 rng = np.random.default_rng(0)
 
 def draw(N, T, I, H):
@@ -228,6 +229,27 @@ def test_a_set_number_of_threads_is_respected() -> None:
         NUMBA_NUM_THREADS="2",
     )
     assert out.split() == ["1", "1"]
+
+
+def test_one_thread_where_several_are_slower() -> None:
+    """After a call that took longer than one thread would have, for a while."""
+    out = run(
+        """
+        threads._PAUSE = 20
+        now = [100.0]
+        threads.time.perf_counter = lambda: now[0]
+        pace = threads.Pace(2)
+        for seconds in (3.0, 1.0, 2.0, 1.0):
+            pace.record(seconds)
+            print(threads.allowed_threads(10**9))
+        pace.record(2.3)
+        for at in (100.0, 145.9, 146.1):
+            now[0] = at
+            print(threads.allowed_threads(10**9))
+        """,
+        NUMBA_NUM_THREADS="2",
+    )
+    assert out.split() == ["2"] * 4 + ["1", "1", "2"]
 
 
 def test_a_disabled_compiler_is_an_error_that_says_so() -> None:

@@ -1,6 +1,7 @@
 """One layer in one direction over a batch: what runs the kernels for given sizes."""
 
 import functools
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from .gradients import (
 from .memory import Shelf, aligned, pool
 from .plan import backward_layout, forward_layout, phase_plans, row_sizes
 from .team import MEETING_WORDS
-from .threads import allowed_threads, is_small, split
+from .threads import Pace, allowed_threads, is_small, split
 from .weights import (
     Array,
     Weights,
@@ -113,7 +114,9 @@ class Recurrence:
             weight_gradient_worker_size(max(self.I, self.H), self.lanes),
         )
         shelf = self._pool.shelf(way.workers * forward)
-        return _Way(threads, *way, steps, shelf, forward, backward)
+        return _Way(
+            threads, *way, steps, shelf, forward, backward, Pace(way.workers), Pace(threads)
+        )
 
     @functools.cached_property
     def _most_rows(self) -> int:
@@ -166,6 +169,7 @@ class Recurrence:
             The values kept; empty otherwise.
         """
         way = self._short_way or self._way()
+        start = time.perf_counter() if way.workers > 1 else 0.0
         values = aligned(self.total * self.size.value, self.dtype) if keep else self._nothing
         work = way.shelf.borrow()
         try:
@@ -175,6 +179,8 @@ class Recurrence:
             )  # fmt: skip
         finally:
             way.shelf.give_back(work)
+        if way.workers > 1:
+            way.forward_pace.record(time.perf_counter() - start)
         return values
 
     def backward(
@@ -211,6 +217,7 @@ class Recurrence:
         dict of str to array
             Gradients of the weights, by name.
         """
+        start = time.perf_counter()
         way, size, inputs, products = self._way(), self.size, self._inputs, self._products
         gradients = {name: np.empty_like(weight, order="C") for name, weight in weights.items()}
         # A kernel is done before the next one starts, so all can have the same workspace.
@@ -246,6 +253,8 @@ class Recurrence:
                     so_far += product.sums_size
         finally:
             self._pool.give_back(packed, sums, d, work)
+        if way.threads > 1:
+            way.backward_pace.record(time.perf_counter() - start)
         return gradients
 
     # What backward needs is prepared when it is first called: many never call it.
@@ -304,6 +313,8 @@ class _Way(NamedTuple):
     shelf: Shelf  # where forward's workspace comes from
     forward_size: int  # of one worker's part of it
     backward_size: int  # of one worker's part of backward's
+    forward_pace: Pace
+    backward_pace: Pace
 
     def meeting(self) -> Array:
         """A new meeting place for the workers; empty if they do not share blocks."""

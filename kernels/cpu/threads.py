@@ -1,7 +1,9 @@
 """How many threads a call may use, and how they share its rows and units."""
 
+import math
 import multiprocessing
 import os
+import time
 from typing import NamedTuple
 
 import numba
@@ -20,7 +22,14 @@ _ROWS_AT_ONCE = 64
 # Rows of the largest tile: a thread should have as many.
 _ROWS_OF_TILE = 8
 
+# Where other threads keep the cores busy (another program, or a pool that spins while it has
+# nothing to do, as OpenBLAS's does for some 20 ms after each product), the threads of a region wait
+# for their share of a core, 4 to 8 ms, and one thread would have been done long before. After such
+# a call, calls run on one thread for so many times its duration.
+_PAUSE = 20
+
 _pool_process: int | None = None
+_paused_until = 0.0
 
 
 def is_small(work: int) -> bool:
@@ -35,7 +44,7 @@ def allowed_threads(work: int) -> int:
     Python threads enter it: there the serial kernel is the only safe one.
     """
     global _pool_process
-    if is_small(work):
+    if is_small(work) or time.perf_counter() < _paused_until:
         return 1
     if _pool_process is None:
         inherited = numba_pool._is_initialized and multiprocessing.parent_process() is not None
@@ -44,6 +53,25 @@ def allowed_threads(work: int) -> int:
         return 1
     threads = numba.get_num_threads()  # starts the pool, so that its layer is known
     return 1 if numba.threading_layer() == "workqueue" else threads
+
+
+class Pace:
+    """How fast one kind of call has been on several threads; ends that where one would be faster.
+
+    The estimate for one thread is the best time on several, times their number.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._best = math.inf
+
+    def record(self, seconds: float) -> None:
+        """Note the duration of a call."""
+        global _paused_until
+        if seconds < self._best:
+            self._best = seconds
+        elif seconds > 1.1 * self._threads * self._best:
+            _paused_until = time.perf_counter() + _PAUSE * seconds
 
 
 class Split(NamedTuple):
