@@ -19,7 +19,8 @@ import numpy as np
 import fastgru
 from fastgru.kernels.cpu import threads
 
-threads._PAUSE = 0  # a busy machine must not keep these calls from their threads
+# Neither a busy machine nor a trial must keep these calls from their threads.
+threads._PAUSE = threads._TRIAL_CALL = 0
 rng = np.random.default_rng(0)
 
 def draw(N, T, I, H):
@@ -75,7 +76,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
         assert len(results) == 3 and len(set(results.values())) == 1
         for params, x, _ in problems:
             (call,) = fastgru.pack(params).architecture.calls.values()
-            print(*call.recurrences[0]._way()[2:4])
+            print(*call.recurrences[0]._ways[3][2:4])
         """,
         NUMBA_NUM_THREADS="3",
     )
@@ -235,21 +236,25 @@ def test_one_thread_where_several_are_slower() -> None:
     """After a call that took longer than one thread would have, for a while."""
     out = run(
         """
-        threads._PAUSE = 20
+        threads._PAUSE, threads._TRIAL_CALL = 8, 2
         now = [100.0]
         threads.time.perf_counter = lambda: now[0]
-        pace = threads.Pace(2)
-        for seconds in (3.0, 1.0, 2.0, 1.0):
-            pace.record(seconds)
+        pace = threads.Pace()
+        print(*(pace.choose(2) for _ in range(4)))
+        for call in "2 3.0", "2 3.0", "1 2.0", "2 2.1", "2 2.5", "2 1.0", "2 2.3":
+            count, seconds = call.split()
+            pace.record(int(count), float(seconds))
             print(threads.allowed_threads(10**9))
-        pace.record(2.3)
-        for at in (100.0, 145.9, 146.1):
+        pace.record(2, 2.5)
+        for at in (100.0, 119.9, 120.1):
             now[0] = at
             print(threads.allowed_threads(10**9))
         """,
         NUMBA_NUM_THREADS="2",
     )
-    assert out.split() == ["2"] * 4 + ["1", "1", "2"]
+    trial, *counts = out.splitlines()
+    assert trial == "2 1 2 2"
+    assert counts == ["2"] * 7 + ["1", "1", "2"]
 
 
 def test_a_disabled_compiler_is_an_error_that_says_so() -> None:

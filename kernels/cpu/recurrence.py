@@ -30,8 +30,10 @@ from .weights import (
 # Inputs and pre-activations of a block of time steps, which are written and read again soon.
 _TIME_BLOCK_BYTES = 256 * 1024
 # Gradients of the pre-activations of a block of time steps, which are read three times; they should
-# come from the cache, but each block costs the start of four kernels.
+# come from the cache, but each block costs the start of four kernels, and reads and writes the sums
+# of all weight gradients, which for large weights is a lot: so there is a least number of rows too.
 _GRADIENT_BLOCK_BYTES = 2 * 1024 * 1024
+_GRADIENT_BLOCK_ROWS = 512
 
 
 class RaggedRows(NamedTuple):
@@ -92,11 +94,13 @@ class Recurrence:
         self._pool = pool(dtype)
         self._nothing = np.empty(0, dtype)
         self._ways: dict[int, _Way] = {}
-        self._short_way = self._way() if is_small(self.work) else None
+        self._forward_pace, self._backward_pace = Pace(), Pace()
+        # Calls so short that they are not even timed.
+        self._short_way = self._way(Pace()) if is_small(self.work) else None
 
-    def _way(self) -> "_Way":
+    def _way(self, pace: Pace) -> "_Way":
         """How the threads that may be used now run the loop."""
-        threads = allowed_threads(self.work)
+        threads = pace.choose(allowed_threads(self.work))
         way = self._ways.get(threads)
         if way is None:
             way = self._ways[threads] = self._way_for(threads)
@@ -114,9 +118,7 @@ class Recurrence:
             weight_gradient_worker_size(max(self.I, self.H), self.lanes),
         )
         shelf = self._pool.shelf(way.workers * forward)
-        return _Way(
-            threads, *way, steps, shelf, forward, backward, Pace(way.workers), Pace(threads)
-        )
+        return _Way(threads, *way, steps, shelf, forward, backward)
 
     @functools.cached_property
     def _most_rows(self) -> int:
@@ -127,7 +129,8 @@ class Recurrence:
     def _time_blocks(self) -> list[tuple[int, int, int]]:
         """First step, end and packed rows of the blocks of steps that backward takes, in order."""
         offset = self.ragged.offset
-        most = _GRADIENT_BLOCK_BYTES // (self.size.pre * self.dtype.itemsize)
+        row_bytes = self.size.pre * self.dtype.itemsize
+        most = max(_GRADIENT_BLOCK_BYTES // row_bytes, _GRADIENT_BLOCK_ROWS)
         blocks, last = [], self.steps
         while last > 0:
             first = min(int(np.searchsorted(offset, offset[last] - most)), last - 1)
@@ -168,8 +171,8 @@ class Recurrence:
         (…,) array
             The values kept; empty otherwise.
         """
-        way = self._short_way or self._way()
-        start = time.perf_counter() if way.workers > 1 else 0.0
+        way = self._short_way or self._way(self._forward_pace)
+        start = 0.0 if self._short_way else time.perf_counter()
         values = aligned(self.total * self.size.value, self.dtype) if keep else self._nothing
         work = way.shelf.borrow()
         try:
@@ -179,8 +182,8 @@ class Recurrence:
             )  # fmt: skip
         finally:
             way.shelf.give_back(work)
-        if way.workers > 1:
-            way.forward_pace.record(time.perf_counter() - start)
+        if not self._short_way:
+            self._forward_pace.record(way.workers, time.perf_counter() - start)
         return values
 
     def backward(
@@ -218,7 +221,8 @@ class Recurrence:
             Gradients of the weights, by name.
         """
         start = time.perf_counter()
-        way, size, inputs, products = self._way(), self.size, self._inputs, self._products
+        way = self._short_way or self._way(self._backward_pace)
+        size, inputs, products = self.size, self._inputs, self._products
         gradients = {name: np.empty_like(weight, order="C") for name, weight in weights.items()}
         # A kernel is done before the next one starts, so all can have the same workspace.
         packed = pack_by_columns(self.cell, weights)
@@ -253,8 +257,8 @@ class Recurrence:
                     so_far += product.sums_size
         finally:
             self._pool.give_back(packed, sums, d, work)
-        if way.threads > 1:
-            way.backward_pace.record(time.perf_counter() - start)
+        if not self._short_way:
+            self._backward_pace.record(way.threads, time.perf_counter() - start)
         return gradients
 
     # What backward needs is prepared when it is first called: many never call it.
@@ -313,8 +317,6 @@ class _Way(NamedTuple):
     shelf: Shelf  # where forward's workspace comes from
     forward_size: int  # of one worker's part of it
     backward_size: int  # of one worker's part of backward's
-    forward_pace: Pace
-    backward_pace: Pace
 
     def meeting(self) -> Array:
         """A new meeting place for the workers; empty if they do not share blocks."""

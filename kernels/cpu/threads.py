@@ -24,9 +24,12 @@ _ROWS_OF_TILE = 8
 
 # Where other threads keep the cores busy (another program, or a pool that spins while it has
 # nothing to do, as OpenBLAS's does for some 20 ms after each product), the threads of a region wait
-# for their share of a core, 4 to 8 ms, and one thread would have been done long before. After such
-# a call, calls run on one thread for so many times its duration.
-_PAUSE = 20
+# for their share of a core, 4 to 8 ms, and one thread would have been done long before. After two
+# such calls in a row (the first after an idle time just wakes the pool), calls run on one thread
+# for so many times the duration of the second.
+_PAUSE = 8
+# Which of the calls of one kind is made on one thread, to know how long that takes.
+_TRIAL_CALL = 2
 
 _pool_process: int | None = None
 _paused_until = 0.0
@@ -56,22 +59,28 @@ def allowed_threads(work: int) -> int:
 
 
 class Pace:
-    """How fast one kind of call has been on several threads; ends that where one would be faster.
+    """How fast one kind of call is on one thread; ends that on several where they are slower."""
 
-    The estimate for one thread is the best time on several, times their number.
-    """
+    def __init__(self) -> None:
+        self._calls = 0
+        self._alone = math.inf
+        self._was_slow = False
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._best = math.inf
+    def choose(self, threads: int) -> int:
+        """Threads for the next call, of those that it may use."""
+        self._calls += 1
+        return 1 if self._calls == _TRIAL_CALL else threads
 
-    def record(self, seconds: float) -> None:
+    def record(self, threads: int, seconds: float) -> None:
         """Note the duration of a call."""
         global _paused_until
-        if seconds < self._best:
-            self._best = seconds
-        elif seconds > 1.1 * self._threads * self._best:
+        if threads == 1:
+            self._alone = min(seconds, self._alone)
+            return
+        is_slow = seconds > 1.1 * self._alone
+        if is_slow and self._was_slow:
             _paused_until = time.perf_counter() + _PAUSE * seconds
+        self._was_slow = is_slow
 
 
 class Split(NamedTuple):
