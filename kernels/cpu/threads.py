@@ -99,9 +99,8 @@ def split(threads: int, rows: int, units: int, row_work: int) -> Split:
     """
     if threads > 1 and rows >= threads * _ROWS_OF_TILE:
         share = -(-rows // threads)
-        share += -share % _ROWS_OF_TILE
-        block = min(share, _ROWS_AT_ONCE)
-        return Split(block, min(threads, -(-rows // block)), False)
+        block = -(-share // -(-share // _ROWS_AT_ONCE))  # as many blocks for each
+        return Split(block, threads, False)
     alone = max(1, min(rows, _ROWS_AT_ONCE))
     workers = min(threads, units)
     if workers > 1 and row_work * rows >= _SMALLEST_SHARED_PRODUCT * workers:
