@@ -32,7 +32,7 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """What `backward` needs of a `forward_train`; refers to its arguments without copying them.
+    """What `backward` needs of a `forward_train`; refers to x, y and params without copying them.
 
     Attributes
     ----------
@@ -145,8 +145,11 @@ def forward_train(
     final, sequences, kept = call.run(layout.inner(x), packed.layouts, initial, keep=True)
     if packed is not params:
         packed.give_back()
+    y = layout.outer(sequences[-1])
+    # Views of our own: a shape changed in place must not change what backward reads.
+    sequences[0], sequences[-1] = sequences[0][:], sequences[-1][:]
     saved = Saved(packed.params, packed, call, initial, sequences, kept)
-    return layout.outer(sequences[-1]), layout.outer_state(final), saved
+    return y, layout.outer_state(final), saved
 
 
 def _call(packed: Packed, x: Any, h0: State, lengths: Any, time_major: Any) -> Call:

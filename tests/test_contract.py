@@ -309,6 +309,19 @@ def python(script: str, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # of newer NumPy
+@each_cell
+def test_shapes_changed_in_place_do_not_reach_backward(cell: str) -> None:
+    problem = draw(cell)
+    y, _, saved = fastgru.forward_train(problem.x, problem.params)
+    before = fastgru.backward(saved, problem.dy)
+    y.shape = (N * T, H)
+    problem.x.shape = (T, N, I)
+    assert_same_bits(fastgru.backward(saved, problem.dy), before)
+    with pytest.raises(ValueError, match=r"^dy: expected shape"):
+        fastgru.backward(saved, problem.dy.reshape(N * T, H))
+
+
 def test_importing_has_no_side_effects(tmp_path: Path) -> None:
     python(IMPORT, NUMBA_CACHE_DIR=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
     assert not list(tmp_path.iterdir())  # nothing compiled

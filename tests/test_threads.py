@@ -257,6 +257,26 @@ def test_one_thread_where_several_are_slower() -> None:
     assert counts == ["2"] * 7 + ["1", "1", "2"]
 
 
+def test_durations_of_calls_are_recorded() -> None:
+    out = run(
+        """
+        import time
+        found = []
+        def record(pace, count, seconds):
+            found.append((count, seconds))
+        threads.Pace.record = record
+        start = time.perf_counter()
+        y, h_n, saved = fastgru.forward_train(x, params)
+        fastgru.backward(saved, dy)
+        elapsed = time.perf_counter() - start
+        print(*(count for count, _ in found))
+        print(all(seconds > 0 for _, seconds in found), sum(s for _, s in found) < elapsed)
+        """,
+        NUMBA_NUM_THREADS="2",
+    )
+    assert out.splitlines() == ["2 2", "True True"]
+
+
 def test_a_disabled_compiler_is_an_error_that_says_so() -> None:
     out = run(
         """

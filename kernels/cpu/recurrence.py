@@ -239,10 +239,11 @@ class Recurrence:
                 dfinal = dinitial_out  # of the steps before, that is
                 at_once = rows_at_once(rows, way.threads)
                 workers = max(1, min(way.threads, -(-rows // at_once)))
-                for pre, blocks, start in inputs:
+                for pre, blocks, weights_start in inputs:
                     self._input_kernel.on(workers)(
-                        d, size.pre, pre, blocks, size.unit, self.H, packed, start, *self.ragged,
-                        first, last, reverse, dx_out, at_once, work, way.backward_size, 0, workers,
+                        d, size.pre, pre, blocks, size.unit, self.H, packed, weights_start,
+                        *self.ragged, first, last, reverse, dx_out, at_once,
+                        work, way.backward_size, 0, workers,
                     )  # fmt: skip
                 so_far = 0
                 for product in products:

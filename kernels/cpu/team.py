@@ -93,6 +93,14 @@ class Share(NamedTuple):
 
 
 @register_jitable
+def _look_again(looks):
+    """Wait a moment, after so many looks."""
+    _pause()
+    if looks % _YIELD_AFTER == _YIELD_AFTER - 1:
+        _yield_core()
+
+
+@register_jitable
 def join(meeting, worker, workers):
     """A worker's share: blocks of its own, or, where there is a meeting place, part of each."""
     # meeting (MEETING_WORDS,) zeros, or empty
@@ -107,9 +115,11 @@ def join(meeting, worker, workers):
             _pause()
             looks += 1
         _atomic_add(meeting, _MEMBERS, _atomic_add(meeting, _JOINED, _CLOSED))
+    looks = 0
     members = _atomic_load(meeting, _MEMBERS)
     while members == 0:
-        _pause()
+        _look_again(looks)
+        looks += 1
         members = _atomic_load(meeting, _MEMBERS)
     return Share(0, 1, 0, rank, members)
 
@@ -124,10 +134,8 @@ def meet(meeting, members):
     everyone = (_atomic_add(meeting, _ARRIVED, 1) // members + 1) * members
     looks = 0
     while _atomic_load(meeting, _ARRIVED) < everyone:
-        _pause()
+        _look_again(looks)
         looks += 1
-        if looks % _YIELD_AFTER == 0:
-            _yield_core()
 
 
 @intrinsic
