@@ -245,14 +245,10 @@ def check_gradients(call: Call, packed: Packed, y: Any, dy: Any, dh_n: State) ->
         _check_gradients(call, packed, y, dy, dh_n)
         if kinds is not None and len(call.seen_gradients) < _KEPT_CALLS:
             call.seen_gradients.add(kinds)
-    zeros = call.new_state(call.xp.zeros)
-    if dh_n is None:
-        return zeros
-    members = (dh_n,) if len(zeros) == 1 else tuple(dh_n)
-    return tuple(
-        zero if member is None else call.layout.inner_state((member,))[0]
-        for member, zero in zip(members, zeros, strict=True)
-    )
+    if dh_n.__class__ in (tuple, list) and any(member is None for member in dh_n):
+        zeros = call.layout.outer_state(call.new_state(call.xp.zeros))
+        dh_n = tuple(z if m is None else m for m, z in zip(dh_n, zeros, strict=True))
+    return call.inner_state(dh_n)
 
 
 def _check_gradients(call: Call, packed: Packed, y: Any, dy: Any, dh_n: State) -> None:

@@ -108,7 +108,7 @@ def forward(
     Results do not depend, to the last bit, on the number of threads nor on the other samples of the
     batch.
     """
-    packed = params if params.__class__ is Packed else as_packed(params)
+    packed = as_packed(params)
     call = _call(packed, x, h0, lengths, time_major)
     layout = call.layout
     initial = call.inner_state(h0)
@@ -137,7 +137,7 @@ def forward_train(
         For `backward`. It refers to `x`, `y` and `params` without copying: change none of them
         before `backward`.
     """
-    packed = params if params.__class__ is Packed else as_packed(params)
+    packed = as_packed(params)
     call = _call(packed, x, h0, lengths, time_major)
     layout = call.layout
     # Callers carry the state on in place: backward must see what forward saw.
@@ -235,7 +235,7 @@ def step(x_t: Any, params: Params | Packed, h: State = None) -> tuple[Any, State
     TypeError, ValueError
         As for `forward`; ValueError also if `params` are bidirectional.
     """
-    packed = params if params.__class__ is Packed else as_packed(params)
+    packed = as_packed(params)
     call = call_for(check_step, packed, x_t, h, False)
     final = call.run_step(x_t[:, None], packed.layouts, call.inner_state(h))
     if packed is not params:

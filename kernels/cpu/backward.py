@@ -18,7 +18,7 @@ from numba.extending import register_jitable
 from ..cells import Cell
 from .launch import call_at
 from .plan import backward_layout, chain, phase_plans, row_sizes, units_of
-from .rows import add_row, fetch_ahead, load_row, previous_h, running, store_row, time_index
+from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
 from .simd import add_group, load_group, make_sweeps, store_group, zero_group
 from .team import fetch, join, meet
 from .tile import product
@@ -105,6 +105,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
     numbers = reversed(range(len(cell.phases)))
     step_phases = chain([_make_phase(cell, number, lanes) for number in numbers])
     fill_zero, _, _ = make_sweeps(lanes)
+    load_state, store_state = make_state_rows(states, lanes)
 
     def backward(
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
@@ -145,13 +146,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
 
             for row in range(rows):
                 fill_zero(work, at.h + row * size.h + units.first, units.vectors * lanes)
-                for member in range(states):
-                    to = at.dstate + (member * rows + row) * size.h + units.first
-                    fill_zero(work, to, units.vectors * lanes)
-                    load_row(
-                        dfinal[member], layer, order[first + row], units.first,
-                        work, to, units.real,
-                    )  # fmt: skip
+            load_state(dfinal, layer, order, first, rows, units, work, at.dstate, size)
 
             for step in range(min(last_step, lengths[first]) - 1, first_step - 1, -1):
                 running_rows = running(offset, step, first, last)
@@ -174,13 +169,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
                     d_out, (packed - offset[first_step]) * size.pre, weights, running_rows, rows, H,
                 )  # fmt: skip
 
-            for row in range(rows):
-                for member in range(states):
-                    h = at.dstate + (member * rows + row) * size.h + units.first
-                    store_row(
-                        dinitial_out[member], layer, order[first + row], units.first,
-                        work, h, units.real,
-                    )  # fmt: skip
+            store_state(dinitial_out, layer, order, first, rows, units, work, at.dstate, size)
 
     return backward
 

@@ -18,7 +18,7 @@ from numba.extending import register_jitable
 from ..cells import Cell
 from .launch import call_at
 from .plan import chain, forward_layout, phase_plans, row_sizes, units_of
-from .rows import load_row, running, store_row, time_index
+from .rows import load_row, make_state_rows, running, store_row, time_index
 from .simd import load_group, make_sweeps, store_group
 from .team import fetch, join, meet
 from .tile import product
@@ -125,7 +125,7 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
     num_pre, num_values = len(cell.pre_activations), cell.num_values
     states, phases = len(cell.states), range(len(cell.phases))
     first_operand = register_jitable(cell.phases[0].operand.value)
-    fill_zero, _, _ = make_sweeps(lanes)
+    load_state, store_state = make_state_rows(states, lanes)
     project = chain([_make_projection(cell, number, lanes) for number in phases])
     step_phases = chain([_make_phase(cell, number, lanes) for number in phases])
 
@@ -165,14 +165,8 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
             # Those who share a block see each other's h, and nothing else of each other.
             operand = forward_layout(share.area * worker_size, rows, steps, states, size).operand
 
+            load_state(initial, layer, order, first, rows, units, work, at.state, size)
             for row in range(rows):
-                for member in range(states):
-                    to = at.state + (member * rows + row) * size.h + units.first
-                    fill_zero(work, to, units.vectors * lanes)
-                    load_row(
-                        initial[member], layer, order[first + row], units.first,
-                        work, to, units.real,
-                    )  # fmt: skip
                 for unit in range(units.first, units.last, lanes):
                     h = row * size.h + unit
                     (value,) = load_group(work, at.state + h, 0, 1)
@@ -204,13 +198,7 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
                         store_row(y_out, order[first + row], t, units.first, work, h, units.real)
                     pre += running_rows * size.pre
 
-            for row in range(rows):
-                for member in range(states):
-                    h = at.state + (member * rows + row) * size.h + units.first
-                    store_row(
-                        final_out[member], layer, order[first + row], units.first,
-                        work, h, units.real,
-                    )  # fmt: skip
+            store_state(final_out, layer, order, first, rows, units, work, at.state, size)
 
     return forward
 

@@ -60,7 +60,7 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
         I = dx_out.shape[2]
         begin, end = offset[first_step], offset[last_step]
         panels = (I + lanes - 1) // lanes
-        row_size = (panels + 1) * lanes
+        row_size = padded(I, lanes) + lanes
         sums = worker * worker_size
         for packed in range(begin + worker * at_once, end, workers * at_once):
             rows = min(at_once, end - packed)
@@ -98,7 +98,7 @@ def input_gradient_threads(
 
 def input_gradient_worker_size(input_size: int, lanes: int) -> int:
     """Elements of workspace that a worker of the input gradient needs."""
-    return ROWS_AT_ONCE * ((input_size + lanes - 1) // lanes + 1) * lanes
+    return ROWS_AT_ONCE * (padded(input_size, lanes) + lanes)
 
 
 def _load_input(

@@ -95,7 +95,7 @@ class Recurrence:
         self._nothing = np.empty(0, dtype)
         self._ways: dict[int, _Way] = {}
         self._forward_pace, self._backward_pace = Pace(), Pace()
-        # Calls so short that they are not even timed.
+        # Of calls so short that nothing about them is decided or noted each time.
         self._short_way = self._way(Pace()) if is_small(self.work) else None
 
     def _way(self, pace: Pace) -> "_Way":
@@ -171,8 +171,8 @@ class Recurrence:
         (…,) array
             The values kept; empty otherwise.
         """
+        start = time.perf_counter()
         way = self._short_way or self._way(self._forward_pace)
-        start = 0.0 if self._short_way else time.perf_counter()
         values = aligned(self.total * self.size.value, self.dtype) if keep else self._nothing
         work = way.shelf.borrow()
         try:

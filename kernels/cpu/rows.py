@@ -6,13 +6,14 @@ packed rows offset[s] to offset[s + 1]. Saved values and gradients are kept in t
 padding.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .simd import CACHE_LINE, element_pointer, prefetch
+from .simd import CACHE_LINE, element_pointer, make_sweeps, prefetch
 
 # Neighbouring rows of a batch lie far apart, where the hardware does not look ahead. Asking for the
 # row that comes so many rows later took 20 % off backward at (T, N, H) = (24, 1024, 64); in forward
@@ -169,3 +170,31 @@ def previous_h(y, initial, layer, n, step, t, reverse, column, buffer, start, co
         load_row(initial, layer, n, column, buffer, start, count)
     else:
         load_row(y, n, t + 1 if reverse else t - 1, column, buffer, start, count)
+
+
+def make_state_rows(states: int, lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Build ``load_state`` and ``store_state``, for some units of the rows of a block."""
+    fill_zero, _, _ = make_sweeps(lanes)
+
+    @register_jitable
+    def load_state(members, layer, order, first, rows, units, work, start, size):
+        # members: for each (layers * directions, N, H); work (states, rows, size.h) from `start`
+        for row in range(rows):
+            for member in range(states):
+                to = start + (member * rows + row) * size.h + units.first
+                fill_zero(work, to, units.vectors * lanes)
+                load_row(
+                    members[member], layer, order[first + row], units.first, work, to, units.real
+                )
+
+    @register_jitable
+    def store_state(members_out, layer, order, first, rows, units, work, start, size):
+        for row in range(rows):
+            for member in range(states):
+                at = start + (member * rows + row) * size.h + units.first
+                store_row(
+                    members_out[member], layer, order[first + row], units.first,
+                    work, at, units.real,
+                )  # fmt: skip
+
+    return load_state, store_state

@@ -2,7 +2,7 @@
 
 Few rows with large weights are split by units, so each thread must see all of h before the next
 product. A parallel region a step would cost 1 to 3 µs; here the threads of one region wait for each
-other at a barrier inside the kernel, 0.1 to 0.2 µs.
+other at a barrier inside the kernel, 0.03 to 0.1 µs.
 
 Nobody may wait for a thread that might never come: a pool may give fewer threads than asked for, or
 run several shares one after another on one thread. So a team forms at the entrance. Whoever comes

@@ -12,8 +12,8 @@ from numba.np.ufunc import parallel as numba_pool
 # A parallel region costs 1 to 3 µs on a warm pool and far more on one that has gone to sleep;
 # work of fewer multiply-adds than this (about 25 µs) is left to the calling thread.
 _SMALLEST_PARALLEL_WORK = 1_000_000
-# Sharing the units of a step costs a wait for the others, 0.1 to 0.2 µs for each product. Products
-# of fewer multiply-adds a thread than this (about 0.2 µs) are not shared.
+# Sharing the units of a step costs a wait for the others and their lines of h, 0.1 to 0.3 µs for
+# each product. Products of fewer multiply-adds a thread than this (about 0.2 µs) are not shared.
 _SMALLEST_SHARED_PRODUCT = 6_000
 
 # Rows that run through a sequence together: enough for a panel of weights to be used from L1 many

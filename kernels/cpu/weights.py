@@ -16,7 +16,7 @@ from .threads import allowed_threads
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
 
-# Elements a thread lays out in the time of a multiply-add: of the work that decides about threads.
+# Laying out an element takes as long as so many multiply-adds, by which threads are decided.
 _WORK_PER_ELEMENT = 8
 
 
