@@ -1,8 +1,8 @@
 """From an array to its library and the kernels that compute on it: the one place that dispatches.
 
-A backend's kernels are a module that offers `pack`, `give_back`, `ragged_rows`, `Recurrence` and
-`describe`; see `fastgru.kernels.cpu`. Libraries are imported when an array of theirs comes, never
-before.
+A backend's kernels are a module that offers `pack`, `give_back`, `ragged_rows`, `Recurrence`,
+`precisions`, `device_of` and `describe`; see `fastgru.kernels.cpu`. Libraries are imported when an
+array of theirs comes, never before.
 """
 
 import functools
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Array library -> module of its kernels; None where there are none yet.
-_KERNELS: dict[str, str | None] = {
+# Array library -> module of its kernels.
+_KERNELS: dict[str, str] = {
     "numpy": "fastgru.kernels.cpu",
-    "cupy": None,
+    "cupy": "fastgru.kernels.cuda",
 }
 
 
@@ -68,21 +68,16 @@ def common_library(arrays: Mapping[str, Any]) -> str:
     return next(iter(libraries))
 
 
-def backend(name: str, library: str) -> Backend:
-    """The backend for an argument's array library.
+def backend(library: str) -> Backend:
+    """The backend for an array library.
 
     Raises
     ------
-    TypeError
-        If there are no kernels for it.
+    ModuleNotFoundError
+        If what its kernels need is not installed; the message says how to install it.
     """
-    module = _KERNELS[library]
-    if module is None:
-        raise TypeError(
-            f"{name}: expected numpy arrays, got {library} arrays: this version has no GPU "
-            f"kernels, and never copies to the host by itself; {library}.asnumpy(array) does"
-        )
-    return Backend(library, importlib.import_module(library), importlib.import_module(module))
+    kernels = importlib.import_module(_KERNELS[library])
+    return Backend(library, importlib.import_module(library), kernels)
 
 
 def check_dtype(name: str, dtype: Any) -> None:
@@ -102,10 +97,9 @@ def check_shape(name: str, value: Any, expected: tuple[int, ...], meaning: str) 
 def describe_backends() -> dict[str, str]:
     """What each backend computes with, by label."""
     lines: dict[str, str] = {}
-    for library, module in _KERNELS.items():
-        label = f"{library} arrays"
-        if module is None:
-            lines[label] = "no kernels in this version"
-        else:
-            lines |= backend(label, library).kernels.describe()
+    for library in _KERNELS:
+        try:
+            lines |= backend(library).kernels.describe()
+        except ModuleNotFoundError as error:
+            lines[f"{library} arrays"] = f"not supported here: {error}"
     return lines

@@ -66,33 +66,65 @@ class Call:
         Samples and time steps.
     lengths : (N,) array, optional
         Valid steps of each sample.
+    precision : str, optional
+        Of the products, if it is not that of the dtype.
 
     Attributes
     ----------
     recurrences : list
         The prepared kernels of each layer.
+    elsewhere : callable or None
+        Finds the device that must be made current for these arrays, where there are devices.
     seen_gradients : set
         Kinds of the gradients for which `backward` was called, and which need no check.
     """
 
     def __init__(
-        self, architecture: Architecture, layout: Layout, N: int, T: int, lengths: Any = None
+        self,
+        architecture: Architecture,
+        layout: Layout,
+        N: int,
+        T: int,
+        lengths: Any = None,
+        precision: str | None = None,
     ) -> None:
         kernels = architecture.backend.kernels
         cell, H, D = architecture.cell, architecture.hidden_size, architecture.num_directions
         self.architecture, self.layout, self.N, self.T = architecture, layout, N, T
         ragged = kernels.ragged_rows(lengths, N, T)
         sizes = [architecture.input_size] + [D * H] * (architecture.num_layers - 1)
-        prepared = {I: kernels.Recurrence(cell, I, H, architecture.dtype, ragged) for I in sizes}
+        own = (H, architecture.dtype, ragged)
+        options = {} if precision is None else {"precision": precision}
+        prepared = {I: kernels.Recurrence(cell, I, *own, **options) for I in sizes}
         self.recurrences = [prepared[I] for I in sizes]
         self.xp, self.dtype = architecture.backend.xp, architecture.dtype
         self.H, self.D = H, D
+        self._device_of = kernels.device_of
+        self.elsewhere = None if kernels.device_of is None else self._elsewhere
         # Padded outputs are 0.
         self._make_y = self.xp.empty if ragged.total == N * T else self.xp.zeros
         self._y_shape = (N, T, D * H)
         self._num_states = len(cell.states)
         self.seen_gradients: set[Any] = set()
         self._state_shape = (architecture.num_layers * D, N, H)
+
+    def _elsewhere(self, x: Any, packed: Packed, state: State, dy: Any = None) -> Any:
+        """The arrays' device, unless it is the current one.
+
+        Raises
+        ------
+        ValueError
+            If they are on several.
+        """
+        home = self._device_of(packed.params.layers[0][0].weight_ih)
+        members = state if isinstance(state, tuple | list) else (state,)
+        for name, array in (("x", x), ("dy", dy), *(("state", member) for member in members)):
+            if array is not None and self._device_of(array) != home:
+                raise ValueError(
+                    f"{name}: expected an array on {home!r}, as params, "
+                    f"got one on {self._device_of(array)!r}"
+                )
+        return None if home == self.xp.cuda.Device() else home
 
     def new_state(self, make: Callable[..., Any]) -> tuple[Any, ...]:
         """A new state, of (layers * directions, N, H) arrays."""
@@ -187,7 +219,14 @@ def call_for(
     return call
 
 
-def check_sequence(packed: Packed, x: Any, h0: State, time_major: Any, lengths: Any = None) -> Call:
+def check_sequence(
+    packed: Packed,
+    x: Any,
+    h0: State,
+    time_major: Any,
+    lengths: Any = None,
+    precision: Any = None,
+) -> Call:
     """The call of `forward` for arguments that were not seen before."""
     params = packed.params
     common_library({"x": x, "params": params.layers[0][0].weight_ih})
@@ -209,10 +248,11 @@ def check_sequence(packed: Packed, x: Any, h0: State, time_major: Any, lengths: 
             raise ValueError(f"lengths: expected None for x without samples, got {lengths!r}")
         lengths = _check_lengths(lengths, N, T)
     _check_state("h0", h0, packed, N, layout.batched)
-    return Call(packed.architecture, layout, N, T, lengths)
+    _check_precision(precision, params.dtype, packed.architecture)
+    return Call(packed.architecture, layout, N, T, lengths, precision)
 
 
-def check_step(packed: Packed, x_t: Any, h: State, time_major: bool) -> Call:
+def check_step(packed: Packed, x_t: Any, h: State, time_major: bool, precision: Any = None) -> Call:
     """The call of `step`, which has no order of axes, for arguments that were not seen before."""
     params = packed.params
     if params.bidirectional:
@@ -222,7 +262,20 @@ def check_step(packed: Packed, x_t: Any, h: State, time_major: bool) -> Call:
     if x_t.ndim != 2 or x_t.shape[1] != params.input_size:
         raise ValueError(f"x_t: expected shape (N, {params.input_size}), got {x_t.shape}")
     _check_state("h", h, packed, x_t.shape[0], batched=True)
-    return Call(packed.architecture, Layout(batched=True, time_major=False), x_t.shape[0], 1)
+    _check_precision(precision, params.dtype, packed.architecture)
+    layout = Layout(batched=True, time_major=False)
+    return Call(packed.architecture, layout, x_t.shape[0], 1, None, precision)
+
+
+def _check_precision(precision: Any, dtype: Any, architecture: Architecture) -> None:
+    """Refuse a precision that the kernels do not have."""
+    known = architecture.backend.kernels.precisions(dtype)
+    if precision not in known:
+        library = architecture.backend.name
+        raise ValueError(
+            f"precision: expected {' or '.join(map(repr, known))} for {library} arrays of "
+            f"{dtype}, got {precision!r}"
+        )
 
 
 def _kind(value: Any) -> Any:

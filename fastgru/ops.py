@@ -58,6 +58,7 @@ def forward(
     *,
     lengths: Sequence[int] | Any = None,
     time_major: bool = False,
+    precision: str | None = None,
 ) -> tuple[Any, State]:
     """Run a recurrent network over a batch of sequences.
 
@@ -75,6 +76,10 @@ def forward(
         are never read. Not for an `x` without samples.
     time_major : bool
         `x` and `y` are (T, N, …). No effect without samples.
+    precision : {None, "tf32", "bf16"}
+        How products of float32 CuPy arrays are computed: in float32, or on tensor cores from
+        operands rounded to 11 or 8 significant bits, summed in float32; the state stays float32.
+        NumPy arrays and float64 know None alone.
 
     Returns
     -------
@@ -88,7 +93,10 @@ def forward(
     TypeError
         If the arrays are not all of one library and of one dtype, float32 or float64.
     ValueError
-        If a shape or a length does not fit.
+        If a shape or a length does not fit, the precision is not known for these arrays, or CuPy
+        arrays are on several devices.
+    ModuleNotFoundError
+        If `x` is a CuPy array and what its kernels need is not installed.
 
     Notes
     -----
@@ -105,11 +113,17 @@ def forward(
     - ``lstm`` (Hochreiter & Schmidhuber 1997, with a forget gate): i, f, o are sigmoids and g is a
       tanh of such sums, ``c' = f * c + i * g``, ``h' = o * tanh(c')``.
 
-    Results do not depend, to the last bit, on the number of threads nor on the other samples of the
-    batch.
+    Results for NumPy arrays do not depend, to the last bit, on the number of threads nor on the
+    other samples of the batch. For CuPy arrays the products are cuBLAS's, which sums in an order
+    that depends on their sizes.
     """
     packed = as_packed(params)
-    call = _call(packed, x, h0, lengths, time_major)
+    call = _call(packed, x, h0, lengths, time_major, precision)
+    if call.elsewhere and (device := call.elsewhere(x, packed, h0)):
+        with device:
+            return forward(
+                x, params, h0, lengths=lengths, time_major=time_major, precision=precision
+            )
     layout = call.layout
     initial = call.inner_state(h0)
     final, sequences, _ = call.run(layout.inner(x), packed.layouts, initial, keep=False)
@@ -125,6 +139,7 @@ def forward_train(
     *,
     lengths: Sequence[int] | Any = None,
     time_major: bool = False,
+    precision: str | None = None,
 ) -> tuple[Any, State, Saved]:
     """Run a recurrent network and keep what `backward` needs.
 
@@ -138,7 +153,12 @@ def forward_train(
         before `backward`.
     """
     packed = as_packed(params)
-    call = _call(packed, x, h0, lengths, time_major)
+    call = _call(packed, x, h0, lengths, time_major, precision)
+    if call.elsewhere and (device := call.elsewhere(x, packed, h0)):
+        with device:
+            return forward_train(
+                x, params, h0, lengths=lengths, time_major=time_major, precision=precision
+            )
     layout = call.layout
     # Callers carry the state on in place: backward must see what forward saw.
     initial = tuple([member.copy() for member in call.inner_state(h0)])
@@ -152,11 +172,11 @@ def forward_train(
     return y, layout.outer_state(final), saved
 
 
-def _call(packed: Packed, x: Any, h0: State, lengths: Any, time_major: Any) -> Call:
+def _call(packed: Packed, x: Any, h0: State, lengths: Any, time_major: Any, precision: Any) -> Call:
     """The call for the arguments of `forward`."""
-    if lengths is None and (time_major is False or time_major is True):
+    if lengths is None and precision is None and (time_major is False or time_major is True):
         return call_for(check_sequence, packed, x, h0, time_major)
-    return check_sequence(packed, x, h0, time_major, lengths)
+    return check_sequence(packed, x, h0, time_major, lengths, precision)
 
 
 def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
@@ -188,6 +208,9 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
     packed, call, sequences = saved._packed, saved._call, saved._sequences
     params, layout, xp, H, D = packed.params, call.layout, call.xp, call.H, call.D
     dfinal = check_gradients(call, packed, sequences[-1], dy, dh_n)
+    if call.elsewhere and (device := call.elsewhere(sequences[0], packed, dfinal, dy)):
+        with device:
+            return backward(saved, dy, dh_n)
     if dy is not None:
         dy = layout.inner(dy)
     dinitial = call.new_state(xp.empty)
@@ -211,7 +234,9 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
     return Gradients(layout.outer(dy), layout.outer_state(dinitial), params._like(dlayers))
 
 
-def step(x_t: Any, params: Params | Packed, h: State = None) -> tuple[Any, State]:
+def step(
+    x_t: Any, params: Params | Packed, h: State = None, *, precision: str | None = None
+) -> tuple[Any, State]:
     """Advance a recurrent network by one time step, for streams.
 
     Parameters
@@ -222,6 +247,8 @@ def step(x_t: Any, params: Params | Packed, h: State = None) -> tuple[Any, State
         The weights, not bidirectional. `pack` them once for many steps.
     h : (L, N, H) array, optional
         State before the step, a pair (h, c) for the LSTM; zeros by default.
+    precision : {None, "tf32", "bf16"}
+        As for `forward`.
 
     Returns
     -------
@@ -236,7 +263,13 @@ def step(x_t: Any, params: Params | Packed, h: State = None) -> tuple[Any, State
         As for `forward`; ValueError also if `params` are bidirectional.
     """
     packed = as_packed(params)
-    call = call_for(check_step, packed, x_t, h, False)
+    if precision is None:
+        call = call_for(check_step, packed, x_t, h, False)
+    else:
+        call = check_step(packed, x_t, h, False, precision)
+    if call.elsewhere and (device := call.elsewhere(x_t, packed, h)):
+        with device:
+            return step(x_t, params, h, precision=precision)
     final = call.run_step(x_t[:, None], packed.layouts, call.inner_state(h))
     if packed is not params:
         packed.give_back()

@@ -32,7 +32,7 @@ class Architecture:
         self.num_layers = num_layers
         self.num_directions = num_directions
         self.dtype = dtype
-        self.backend: Backend = backend("params", library)
+        self.backend: Backend = backend(library)
         self.calls: dict[Any, Any] = {}
 
 
@@ -112,10 +112,12 @@ def pack(params: Params | Packed) -> Packed:
     Raises
     ------
     TypeError
-        If `params` is neither, or there are no kernels for its array library.
+        If `params` is neither.
+    ModuleNotFoundError
+        If what the kernels for its array library need is not installed.
     """
     if isinstance(params, Params):
-        backend("params", params.library)  # refused before anything is copied
+        backend(params.library)  # refused before anything is copied
         params = params.map(lambda array: array.copy())
     packed = as_packed(params)
     packed.layouts  # noqa: B018 - made now, which is what packing is for

@@ -445,7 +445,7 @@ def init_params(
     directions = 1 + check_flag("bidirectional", bidirectional)
     with_bias = check_flag("bias", bias)
     kind = _check_kind(dtype)
-    xp = np if like is None else backend("like", library_of("like", like)).xp
+    xp = np if like is None else backend(library_of("like", like)).xp
     generator = _check_rng(rng)
     limit = hidden**-0.5
 

@@ -1,3 +1,47 @@
-"""Registers the toy cells before tests are generated over the table of cells."""
+"""The array libraries that tests run on; registers the toy cells before tests are generated."""
 
+import importlib.util
+import os
+
+import problems
+import pytest
 import toys  # noqa: F401
+
+# Set where the tests of the kernels for GPUs must not be skipped.
+REQUIRED = "FASTGRU_REQUIRE_CUDA_TESTS"
+
+
+@pytest.fixture
+def cuda_tools() -> None:
+    """Skips a test where numba-cuda and its tools are not installed, or fails it; see REQUIRED."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        reason = 'the extra "test-cuda" is not installed'
+        if os.environ.get(REQUIRED):
+            pytest.fail(f"{REQUIRED} is set, but {reason}")
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def simulated(cuda_tools: None, monkeypatch: pytest.MonkeyPatch) -> problems.Library:
+    """CuPy and a GPU acted out in Python."""
+    import simulated_cuda
+
+    cupy = simulated_cuda.install(monkeypatch)
+    return problems.Library("simulated cupy", cupy.asarray, cupy.asnumpy)
+
+
+@pytest.fixture
+def gpu() -> problems.Library:
+    """CuPy on a GPU."""
+    import cupy
+
+    return problems.Library("cupy", cupy.asarray, cupy.asnumpy)
+
+
+@pytest.fixture(params=["numpy", "simulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def library(request: pytest.FixtureRequest) -> problems.Library:
+    """Each array library."""
+    if request.param == "numpy":
+        return problems.NUMPY
+    found: problems.Library = request.getfixturevalue(request.param)
+    return found

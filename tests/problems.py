@@ -1,6 +1,6 @@
 """Random problems for any cell, and the specification's answers to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,11 +91,39 @@ def draw(
     )
 
 
-def solve(problem: Problem) -> tuple[Any, Any, fastgru.Gradients]:
-    """y, h_n and gradients from the library."""
-    x, params, h0, lengths, dy, dh_n = problem
+class Library(NamedTuple):
+    """An array library whose arrays are computed on, reached from NumPy arrays and back."""
+
+    name: str
+    asarray: Callable[[Any], Any]
+    asnumpy: Callable[[Any], Any]
+
+    def take(self, problem: Problem) -> Problem:
+        """A problem in arrays of this library."""
+        to = self.asarray
+        h0, dh_n = (tuple(map(to, state)) for state in (problem.h0, problem.dh_n))
+        x, dy = to(problem.x), to(problem.dy)
+        return Problem(x, problem.params.map(to), h0, problem.lengths, dy, dh_n)
+
+    def give(self, result: Any) -> Any:
+        """Results in NumPy arrays: arrays, states, Gradients, Params."""
+        if isinstance(result, fastgru.Params):
+            return result.map(self.asnumpy)
+        if isinstance(result, tuple):
+            parts = [self.give(part) for part in result]
+            return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+        return self.asnumpy(result)
+
+
+NUMPY = Library("numpy", np.asarray, np.asarray)
+
+
+def solve(problem: Problem, library: Library = NUMPY) -> tuple[Any, Any, fastgru.Gradients]:
+    """y, h_n and gradients from the library, computed on arrays of some array library."""
+    x, params, h0, lengths, dy, dh_n = library.take(problem)
     y, h_n, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
-    return y, h_n, fastgru.backward(saved, dy, as_state(dh_n))
+    gradients = fastgru.backward(saved, dy, as_state(dh_n))
+    return tuple(library.give(result) for result in (y, h_n, gradients))  # type: ignore[return-value]
 
 
 def specified(problem: Problem) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import reference
 from problems import (
     ALL_CELLS,
     DTYPES,
+    Library,
     Problem,
     as_members,
     as_state,
@@ -40,11 +41,13 @@ def bound(problem: Problem, k: float) -> float:
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("L", [1, 2])
 @pytest.mark.parametrize("cell", ALL_CELLS)
-def test_gradients_element_by_element(cell: str, L: int, D: int, lengths: str) -> None:
+def test_gradients_element_by_element(
+    cell: str, L: int, D: int, lengths: str, library: Library
+) -> None:
     """Against the complex step, which is exact: 1e-10 of every single derivative."""
     problem = draw(cell, (3, 4, 3, 5), L=L, D=D, lengths=LENGTHS[lengths])
     x, _, h0, steps, dy, dh_n = problem
-    y, h_n, gradients = solve(problem)
+    y, h_n, gradients = solve(problem, library)
     want_y, want_h = specified(problem)
     assert_close(y, want_y, bound(problem, FORWARD_K))
     for got, want in zip(as_members(h_n), want_h, strict=True):
@@ -65,12 +68,12 @@ def test_gradients_element_by_element(cell: str, L: int, D: int, lengths: str) -
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_sizes_that_fill_and_split_tiles(
-    cell: str, dtype: str, sizes: tuple[int, int, int, int]
+    cell: str, dtype: str, sizes: tuple[int, int, int, int], library: Library
 ) -> None:
     """Rows, units and inputs that are and are not multiples of tiles and vectors."""
     lengths = WIDE_LENGTHS if sizes[0] == len(WIDE_LENGTHS) else None
     problem = draw(cell, sizes, lengths=lengths, dtype=dtype)
-    y, h_n, gradients = solve(problem)
+    y, h_n, gradients = solve(problem, library)
     want_y, want_h = specified(problem)
     assert_close(y, want_y, bound(problem, FORWARD_K))
     for got, want in zip(as_members(h_n), want_h, strict=True):
@@ -99,11 +102,11 @@ def test_sizes_that_fill_and_split_tiles(
 
 
 @pytest.mark.parametrize("cell", ALL_CELLS)
-def test_float32_gradients_follow_float64(cell: str) -> None:
+def test_float32_gradients_follow_float64(cell: str, library: Library) -> None:
     """Every gradient in float32, two layers, both directions, lengths."""
     exact = draw(cell, (19, 6, 13, 37), L=2, D=2, lengths=WIDE_LENGTHS)
     _, _, want = solve(exact)
-    _, _, got = solve(exact.astype("float32"))
+    _, _, got = solve(exact.astype("float32"), library)
     for a, b in zip(
         [got.x, *as_members(got.h0), *got.params.to_dict().values()],
         [want.x, *as_members(want.h0), *want.params.to_dict().values()],
@@ -115,17 +118,18 @@ def test_float32_gradients_follow_float64(cell: str) -> None:
 
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("cell", ALL_CELLS)
-def test_without_bias_and_initial_state(cell: str, D: int) -> None:
+def test_without_bias_and_initial_state(cell: str, D: int, library: Library) -> None:
     """No bias is a zero bias, no h0 a zero h0; the gradient of h0 is there all the same."""
     problem = draw(cell, L=2, D=D, bias=False)
     zeros = tuple(np.zeros_like(h) for h in problem.h0)
     problem = problem._replace(h0=zeros)
-    y, _, saved = fastgru.forward_train(problem.x, problem.params)
+    x, params, _, _, dy, dh_n = library.take(problem)
+    y, _, saved = fastgru.forward_train(x, params)
     want_y, _ = specified(problem)
-    assert_close(y, want_y, bound(problem, FORWARD_K))
-    gradients = fastgru.backward(saved, problem.dy, as_state(problem.dh_n))
+    assert_close(library.give(y), want_y, bound(problem, FORWARD_K))
+    gradients = library.give(fastgru.backward(saved, dy, as_state(dh_n)))
     assert not [key for key in gradients.params.to_dict() if key.startswith("bias")]
-    _, _, with_zeros = solve(problem)
+    _, _, with_zeros = solve(problem, library)
     for got, want in zip(as_members(gradients.h0), as_members(with_zeros.h0), strict=True):
         assert_close(got, want, 0.0)
 

@@ -4,13 +4,31 @@
 layouts and bad input is decided by the caller.
 """
 
+from typing import Any
+
+from ..ragged import ragged_rows
 from . import cache
-from .recurrence import RaggedRows, Recurrence, ragged_rows
+from .recurrence import Recurrence
 from .simd import register_bits, register_count
 from .threads import describe_threads
 from .weights import give_back, pack
 
-__all__ = ["RaggedRows", "Recurrence", "describe", "give_back", "pack", "ragged_rows"]
+__all__ = [
+    "Recurrence",
+    "describe",
+    "device_of",
+    "give_back",
+    "pack",
+    "precisions",
+    "ragged_rows",
+]
+
+device_of = None  # memory is one
+
+
+def precisions(dtype: Any) -> tuple[str | None, ...]:
+    """Precisions of products that these kernels know for arrays of a dtype: its own."""
+    return (None,)
 
 
 def describe() -> dict[str, str]:

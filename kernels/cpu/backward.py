@@ -16,8 +16,9 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ..cells import Cell
+from ..plan import phase_plans
 from .launch import call_at
-from .plan import backward_layout, chain, phase_plans, row_sizes, units_of
+from .plan import backward_layout, chain, row_sizes, units_of
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
 from .simd import add_group, load_group, make_sweeps, store_group, zero_group
 from .team import fetch, join, meet

@@ -31,9 +31,9 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 @functools.cache
 def _sources_digest() -> str:
-    """Digest of all kernel sources: each file may be compiled into any kernel."""
+    """Digest of the sources: each file, those for GPUs excepted, may go into any kernel."""
     digest = hashlib.sha256()
-    for path in sorted(_KERNELS.rglob("*.py")):
+    for path in sorted((*_KERNELS.glob("*.py"), *_KERNELS.glob("cpu/*.py"))):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(_KERNELS)} {len(content)} ".encode() + content)
     return digest.hexdigest()

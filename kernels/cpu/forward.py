@@ -16,8 +16,9 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ..cells import Cell
+from ..plan import phase_plans
 from .launch import call_at
-from .plan import chain, forward_layout, phase_plans, row_sizes, units_of
+from .plan import chain, forward_layout, row_sizes, units_of
 from .rows import load_row, make_state_rows, running, store_row, time_index
 from .simd import load_group, make_sweeps, store_group
 from .team import fetch, join, meet

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cells import Cell
+from ..plan import phase_plans
+from ..ragged import RaggedRows
 from . import build
 from .gradients import (
     input_gradient_worker_size,
@@ -15,7 +17,7 @@ from .gradients import (
     weight_gradient_worker_size,
 )
 from .memory import Shelf, aligned, pool
-from .plan import backward_layout, forward_layout, phase_plans, row_sizes
+from .plan import backward_layout, forward_layout, row_sizes
 from .team import MEETING_WORDS
 from .threads import Pace, allowed_threads, is_small, split
 from .weights import (
@@ -34,31 +36,6 @@ _TIME_BLOCK_BYTES = 256 * 1024
 # of all weight gradients, which for large weights is a lot: so there is a least number of rows too.
 _GRADIENT_BLOCK_BYTES = 2 * 1024 * 1024
 _GRADIENT_BLOCK_ROWS = 512
-
-
-class RaggedRows(NamedTuple):
-    """Samples sorted by length, and packed rows before each step; see `rows`."""
-
-    order: Array  # (N,)
-    lengths: Array  # (N,)
-    offset: Array  # (T + 1,)
-
-    @property
-    def total(self) -> int:
-        """Number of packed rows."""
-        return int(self.offset[-1])
-
-
-def ragged_rows(lengths: Array | None, N: int, T: int) -> RaggedRows:
-    """Sort the samples of a batch by their number of steps (None: all T)."""
-    if lengths is None:
-        return RaggedRows(np.arange(N), np.full(N, T, np.intp), np.arange(T + 1) * N)
-    steps = np.asarray(lengths, np.intp)
-    order = np.argsort(-steps, kind="stable")
-    # Rows that run at step s are those longer than s.
-    ended = np.bincount(steps, minlength=T + 1)[: T + 1].cumsum()
-    offset = np.concatenate(([0], (N - ended[:T]).cumsum()))
-    return RaggedRows(order, steps[order], offset)
 
 
 class Recurrence:

@@ -1,9 +1,6 @@
 """Rows of user arrays of any strides, and the ragged order in which rows are computed.
 
-Samples are sorted by length, longest first, so those still running at a step are a leading run of
-the sorted rows. *Packed rows* list all valid (step, row) pairs, step by step: step s holds the
-packed rows offset[s] to offset[s + 1]. Saved values and gradients are kept in this order, without
-padding.
+See `ragged`. Saved values and gradients are kept in packed rows, without padding.
 """
 
 from collections.abc import Callable

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cells import Cell
+from ..plan import PhasePlan, phase_plans
 from . import build
 from .memory import pool
-from .plan import PhasePlan, padded, phase_plans
+from .plan import padded
 from .threads import allowed_threads
 
 Array = NDArray[Any]

@@ -1,0 +1,53 @@
+"""Recurrences for CuPy arrays: handwritten kernels for the equations, cuBLAS for the products.
+
+The same interface as `fastgru.kernels.cpu`. Results stay on the arrays' device and are made on
+CuPy's current stream.
+"""
+
+import importlib.util
+from typing import Any
+
+if importlib.util.find_spec("numba_cuda") is None:
+    raise ModuleNotFoundError(
+        "CuPy arrays need numba-cuda, which is not installed: "
+        'pip install "fastgru[cuda12]", or "fastgru[cuda13]" for CUDA 13',
+        name="numba_cuda",
+    )
+
+from ..ragged import ragged_rows
+from . import blas
+from . import intrinsics as _intrinsics  # noqa: F401 - teaches Numba the primitives that cells call
+from .recurrence import Recurrence, pack
+
+__all__ = [
+    "Recurrence",
+    "describe",
+    "device_of",
+    "give_back",
+    "pack",
+    "precisions",
+    "ragged_rows",
+]
+
+
+def device_of(array: Any) -> Any:
+    """The GPU that holds an array."""
+    return array.device
+
+
+def precisions(dtype: Any) -> tuple[str | None, ...]:
+    """Precisions of products that these kernels know for arrays of a dtype."""
+    return tuple(blas.COMPUTE) if dtype.itemsize == 4 else (None,)
+
+
+def give_back(packed: Any) -> None:
+    """Packed weights take no memory of ours."""
+
+
+def describe() -> dict[str, str]:
+    """What these kernels compute with, by label."""
+    import cupy
+
+    device = cupy.cuda.Device()
+    name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    return {"GPU": f"{name}, compute capability {device.compute_capability}"}

@@ -1,0 +1,70 @@
+"""Values of one unit: tuples for a cell's equations, read from and written to arrays.
+
+An array that holds several values of each unit has the shape (rows, values, H): neighbouring
+threads, which have neighbouring units, touch neighbouring memory.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numba.cuda.extending import register_jitable
+
+
+def make_load(members: Sequence[int]) -> Callable[..., Any]:
+    """Build ``load(array, row, unit)``: these values of one unit, as a tuple."""
+    if not members:
+
+        def load(array, row, unit):
+            return ()
+
+    else:
+        before, last = make_load(members[:-1]), members[-1]
+
+        def load(array, row, unit):
+            # array: (rows, values, H)
+            return before(array, row, unit) + (array[row, last, unit],)
+
+    return register_jitable(load)
+
+
+def make_store(members: Sequence[int], add: bool = False) -> Callable[..., None]:
+    """Build ``store(array, row, unit, group)``, which writes, or adds, these values of one unit."""
+    if not members:
+
+        def store(array, row, unit, group):
+            return
+
+    else:
+        before, last, at = make_store(members[:-1], add), members[-1], len(members) - 1
+
+        if add:
+
+            def store(array, row, unit, group):
+                # array: (rows, values, H)
+                before(array, row, unit, group)
+                array[row, last, unit] += group[at]
+
+        else:
+
+            def store(array, row, unit, group):
+                # array: (rows, values, H)
+                before(array, row, unit, group)
+                array[row, last, unit] = group[at]
+
+    return register_jitable(store)
+
+
+def make_zeros(count: int) -> Callable[[Any], Any]:
+    """Build ``zeros(zero)``: that many zeros."""
+    if count == 0:
+
+        def zeros(zero):
+            return ()
+
+    else:
+        fewer = make_zeros(count - 1)
+
+        def zeros(zero):
+            return fewer(zero) + (zero,)
+
+    return register_jitable(zeros)

@@ -1,0 +1,178 @@
+"""From a kernel's Python to its launch: types, machine code for a device, arguments.
+
+Kernels are compiled for one signature that their parameters' names imply, and launched by the
+driver's own call from arguments laid out once: Numba's launcher looks at every array anew, which
+takes longer than a small kernel runs.
+"""
+
+import ctypes
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from cuda.bindings import driver, nvjitlink
+from numba import cuda
+from numba.cuda import types
+
+# Threads of a block, over units or features and over rows.
+BLOCK = (32, 4)
+MOVE_BLOCK = (64, 1)
+# A grid's second dimension ends there.
+_MOST = 65_535
+
+
+def unit_grid(rows: int, units: int) -> tuple[int, int]:
+    """Blocks for a thread a unit; see `pointwise.unit_of_thread`."""
+    return -(-rows // BLOCK[1]), -(-units // BLOCK[0])
+
+
+def move_grid(steps: int, rows: int) -> tuple[int, int]:
+    """Blocks for a step each; see `rows`."""
+    return steps, min(rows, _MOST)
+
+
+def _parameter_types(dtype: Any) -> dict[str, Any]:
+    """Types of all array parameters of all kernels, by name; those not named are numbers."""
+
+    def ours(ndim: int) -> Any:
+        return types.Array(dtype, ndim, "C")
+
+    theirs = types.Array(dtype, 3, "A", readonly=True)
+    theirs_out = types.Array(dtype, 3, "A")
+    indices = types.Array(types.int64, 1, "C", readonly=True)
+    return {
+        **dict.fromkeys(("source", "y", "h0", "dy"), theirs),
+        **dict.fromkeys(("y_out", "target", "target_out"), theirs_out),
+        **dict.fromkeys(("order", "lengths", "offset"), indices),
+        **dict.fromkeys(("bias_ih", "bias_hh", "packed", "packed_out"), ours(2)),
+        **dict.fromkeys(("operand_out", "doperand"), ours(2)),
+        **dict.fromkeys(("x_sums", "h_sums", "state", "state_out", "values", "h"), ours(3)),
+        **dict.fromkeys(("h_before", "h_before_out", "dstate", "dvalues", "d_ih", "d_hh"), ours(3)),
+    }
+
+
+def signature_of(function: Callable[..., None], dtype: np.dtype[Any]) -> Any:
+    """The signature that a kernel is compiled for."""
+    kinds = _parameter_types(types.float32 if dtype.itemsize == 4 else types.float64)
+    names = inspect.signature(function).parameters
+    return types.void(*[kinds.get(name, types.int64) for name in names])
+
+
+class Assembled(NamedTuple):
+    """A kernel's machine code."""
+
+    name: str
+    code: bytes
+    log: str  # the linker's: registers, spilled bytes
+
+
+@functools.cache
+def assemble(
+    function: Callable[..., None], dtype: np.dtype[Any], capability: tuple[int, int]
+) -> Assembled:
+    """Compile and link a kernel for a compute capability."""
+    signature = signature_of(function, dtype)
+    ptx, _ = cuda.compile(function, signature, device=False, abi="numba", cc=capability)
+    name = ptx.partition(".entry ")[2].partition("(")[0].strip()
+    return Assembled(name, *_link(ptx, capability))
+
+
+def _link(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
+    """Link PTX, by the linker that comes with Numba: drivers may be older than Numba's compiler.
+
+    Raises
+    ------
+    RuntimeError
+        With the linker's log.
+    """
+    options = [f"-arch=sm_{capability[0]}{capability[1]}", "-O3", "-verbose"]
+    handle = nvjitlink.create(len(options), options)
+    try:
+        code = ptx.encode()
+        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, code, len(code), "kernel")
+        try:
+            nvjitlink.complete(handle)
+        except nvjitlink.nvJitLinkError as error:
+            log = bytearray(nvjitlink.get_error_log_size(handle))
+            nvjitlink.get_error_log(handle, log)
+            raise RuntimeError(f"cannot link a kernel: {_text(log)}") from error
+        cubin = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, cubin)
+        log = bytearray(nvjitlink.get_info_log_size(handle))
+        nvjitlink.get_info_log(handle, log)
+        return bytes(cubin), _text(log)
+    finally:
+        nvjitlink.destroy(handle)
+
+
+def _text(log: bytearray) -> str:
+    return log.decode(errors="replace").rstrip("\0")
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value of a driver call; its error as an exception."""
+    status, *values = result
+    if status != driver.CUresult.CUDA_SUCCESS:
+        _, name = driver.cuGetErrorName(status)
+        _, text = driver.cuGetErrorString(status)
+        raise RuntimeError(f"CUDA driver: {name.decode()}: {text.decode()}")
+    return values[0] if values else None
+
+
+class Kernel:
+    """A kernel for one dtype, compiled when it is first launched on a kind of device.
+
+    Parameters
+    ----------
+    function : callable
+        Its parameters are arrays, then numbers.
+    dtype : numpy.dtype
+    """
+
+    def __init__(self, function: Callable[..., None], dtype: np.dtype[Any]) -> None:
+        self._function, self._dtype = function, dtype
+        self._on_device: dict[int, Any] = {}
+
+    def bind(self, device: Any, *arrays: Any) -> "Launch":
+        """The kernel with its arrays, which must have the types that it is compiled for."""
+        handle = self._on_device.get(device.id)
+        if handle is None:
+            major, minor = divmod(int(device.compute_capability), 10)
+            kernel = assemble(self._function, self._dtype, (major, minor))
+            module = _checked(driver.cuModuleLoadData(kernel.code))
+            handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
+            self._on_device[device.id] = handle
+        numbers = len(inspect.signature(self._function).parameters) - len(arrays)
+        return Launch(handle, arrays, numbers)
+
+
+class Launch:
+    """A kernel with its arrays; called with a grid, a block, a stream and the kernel's numbers.
+
+    Arrays are laid out as Numba's kernels take them: two words that are for the host, number of
+    elements, their size, address, shape and strides in bytes.
+    """
+
+    def __init__(self, handle: Any, arrays: tuple[Any, ...], numbers: int) -> None:
+        words: list[int] = []
+        for array in arrays:
+            words += (0, 0, array.size, array.itemsize, array.data.ptr)
+            words += array.shape
+            words += array.strides
+        count = len(words) + numbers
+        self._handle, self._arrays, self._numbers = handle, arrays, numbers
+        self._words = (ctypes.c_int64 * count)(*words)
+        start = ctypes.addressof(self._words)
+        self._pointers = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
+        self._first = len(words)
+
+    def __call__(
+        self, grid: tuple[int, int], block: tuple[int, int], stream: int, *numbers: int
+    ) -> None:
+        if len(numbers) != self._numbers:
+            raise TypeError(f"expected {self._numbers} numbers, got {numbers}")
+        self._words[self._first :] = list(numbers)
+        where = ctypes.addressof(self._pointers)
+        _checked(driver.cuLaunchKernel(self._handle, *grid, 1, *block, 1, 0, stream, where, 0))

@@ -1,0 +1,256 @@
+"""The equations of one phase of one step, for all its rows and units: a thread a unit.
+
+Products are made by the linear algebra library before and after; see `recurrence`. Sizes, here and
+there: N rows at most, H units, and for a cell its input gates, recurrent gates, states and values.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import cuda
+from numba.cuda.extending import register_jitable
+
+from ..cells import Cell
+from ..plan import phase_plans
+from ..primitives import zero_like
+from .groups import make_load, make_store, make_zeros
+
+
+@register_jitable
+def time_index(step, length, reverse):
+    """Which time step of a sample a step is."""
+    return length - 1 - step if reverse else step
+
+
+@register_jitable
+def unit_of_thread():
+    """A thread's row and unit. Rows are the grid's first dimension, which may be the largest."""
+    row = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
+    return row, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+
+
+def _make_pre_activation(cell: Cell, index: int, recurrent: int) -> Callable[..., Any]:
+    """Build ``value(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit)`` of a pre-activation.
+
+    Parameters
+    ----------
+    index : int
+        Which of the cell's.
+    recurrent : int
+        Which sum of its phase's recurrent product it has, if it has one.
+    """
+    pre = cell.pre_activations[index]
+    ih = cell.input_gates.index(pre.gate) if pre.input else -1
+    hh = cell.recurrent_gates.index(pre.gate) if pre.recurrent else -1
+    if not pre.recurrent:
+
+        def value(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
+            return x_sums[x_row, ih, unit] + bias_ih[ih, unit]
+
+    elif not pre.input:
+
+        def value(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
+            return h_sums[row, recurrent, unit] + bias_hh[hh, unit]
+
+    else:
+
+        def value(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
+            x_part = x_sums[x_row, ih, unit] + bias_ih[ih, unit]
+            return x_part + (h_sums[row, recurrent, unit] + bias_hh[hh, unit])
+
+    return register_jitable(value)
+
+
+def _make_pre_activations(cell: Cell, number: int, count: int) -> Callable[..., Any]:
+    """Build what gives the first so many pre-activations of a phase, as a tuple."""
+    part = phase_plans(cell)[number]
+    if count == 0:
+
+        def values(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
+            return ()
+
+    else:
+        before = _make_pre_activations(cell, number, count - 1)
+        recurrent = count - 1 - (part.blocks - part.recurrents)
+        last = _make_pre_activation(cell, part.first + count - 1, recurrent)
+
+        def values(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
+            return before(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit) + (
+                last(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit),
+            )
+
+    return register_jitable(values)
+
+
+def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
+    """Build the kernel of one phase of one step, forward."""
+    part = phase_plans(cell)[number]
+    is_last = number == len(cell.phases) - 1
+    pre_activations = _make_pre_activations(cell, number, part.blocks)
+    load_state, store_state = (make(range(len(cell.states))) for make in (make_load, make_store))
+    load_values = make_load(range(part.first_value))
+    store_values = make_store(range(part.first_value, part.first_value + part.values))
+    equations = register_jitable(cell.phases[number].forward)
+
+    if is_last:
+
+        def write_output(y_out, n, t, unit, state):
+            y_out[n, t, unit] = state[0]
+
+    else:
+
+        def write_output(y_out, n, t, unit, state):
+            return
+
+    output = register_jitable(write_output)
+
+    def forward_phase(
+        x_sums,  # (packed rows of the block, input gates, H): W x
+        h_sums,  # (N, recurrent gates of the phase, H): U times the operand
+        bias_ih,  # (input gates, H)
+        bias_hh,  # (recurrent gates, H)
+        state,  # (N, states, H), updated
+        values,  # (rows, values, H), this phase's are written
+        y_out,  # (N, T, H), any strides; written by the last phase
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        rows,  # of them run at this step
+        step,
+        reverse,  # whether rows are walked from their last step
+        x_start,  # the step's first row in `x_sums`
+        value_start,  # the step's first row in `values`
+    ):
+        row, unit = unit_of_thread()
+        if row >= rows or unit >= state.shape[2]:
+            return
+        n, t = order[row], time_index(step, lengths[row], reverse)
+        a = pre_activations(x_sums, x_start + row, h_sums, row, bias_ih, bias_hh, unit)
+        before = load_state(state, row, unit)
+        after, new = equations(a, before, load_values(values, value_start + row, unit))
+        store_values(values, value_start + row, unit, new)
+        store_state(state, row, unit, after)
+        output(y_out, n, t, unit, after)
+
+    return forward_phase
+
+
+def make_operand(cell: Cell, number: int) -> Callable[..., None]:
+    """Build the kernel for what a phase's recurrent weights multiply."""
+    part = phase_plans(cell)[number]
+    load_values = make_load(range(part.first_value))
+    value = register_jitable(cell.phases[number].operand.value)
+
+    def operand(
+        h,  # (rows, states or 1, H), the first of which is h before the step
+        values,  # (rows, values, H)
+        operand_out,  # (rows, H)
+        rows,
+        value_start,  # the first row in `values`
+    ):
+        row, unit = unit_of_thread()
+        if row < rows and unit < h.shape[2]:
+            earlier = load_values(values, value_start + row, unit)
+            operand_out[row, unit] = value(h[row, 0, unit], earlier)
+
+    return operand
+
+
+def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
+    """Build the kernel of one phase of one step, backward."""
+    part = phase_plans(cell)[number]
+    is_last = number == len(cell.phases) - 1
+    seen = part.first_value + part.values
+    load_state, store_state = (make(range(len(cell.states))) for make in (make_load, make_store))
+    load_values = make_load(range(seen))
+    store_dvalues = make_store(range(part.first_value))
+    pre = cell.pre_activations[part.first : part.first + part.blocks]
+    ih = [cell.input_gates.index(p.gate) for p in pre[: part.inputs]]
+    hh = [part.recurrents_before + k for k in range(part.recurrents)]
+    store_ih, store_hh = make_store(ih), make_store(hh)
+    split = part.blocks - part.recurrents
+    equations = register_jitable(cell.phases[number].backward)
+
+    if is_last:
+        zeros = make_zeros(seen)
+
+        def gradients_so_far(dvalues, row, unit, one):
+            return zeros(zero_like(one))  # no later phase has used these values
+
+        def add_output(dstate, dy, n, t, unit):
+            return (dstate[0] + dy[n, t, unit],) + dstate[1:]
+
+    else:
+
+        def gradients_so_far(dvalues, row, unit, one):
+            return load_values(dvalues, row, unit)
+
+        def add_output(dstate, dy, n, t, unit):
+            return dstate
+
+    load_dvalues, with_output = register_jitable(gradients_so_far), register_jitable(add_output)
+
+    def backward_phase(
+        h_before,  # (packed rows of the block, 1, H): h before each step
+        values,  # (packed rows, values, H)
+        dy,  # (N, T, H), any strides; read where valid by the last phase, if `has_dy`
+        dstate,  # (N, states, H): gradient of the state after the phase; becomes that before it
+        dvalues,  # (N, values, H): gradients of values; those of earlier phases are written
+        d_ih,  # (packed rows of the block, input gates, H): gradients of W x + b; written
+        d_hh,  # (packed rows of the block, recurrent gates, H): of U operand + b; written
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        rows,  # of them run at this step
+        step,
+        reverse,  # whether rows were walked from their last step
+        has_dy,
+        block_start,  # the step's first row in `h_before`, `d_ih` and `d_hh`
+        value_start,  # the step's first row in `values`
+    ):
+        row, unit = unit_of_thread()
+        if row >= rows or unit >= dstate.shape[2]:
+            return
+        h = h_before[block_start + row, 0, unit]
+        after = load_state(dstate, row, unit)
+        if has_dy:
+            n, t = order[row], time_index(step, lengths[row], reverse)
+            after = with_output(after, dy, n, t, unit)
+        seen_values = load_values(values, value_start + row, unit)
+        so_far = load_dvalues(dvalues, row, unit, h)
+        d, before, earlier = equations(h, seen_values, after, so_far)
+        store_ih(d_ih, block_start + row, unit, d)
+        store_hh(d_hh, block_start + row, unit, d[split:])
+        store_state(dstate, row, unit, before)
+        store_dvalues(dvalues, row, unit, earlier)
+
+    return backward_phase
+
+
+def make_operand_gradient(cell: Cell, number: int) -> Callable[..., None]:
+    """Build the kernel that passes a phase's operand's gradient on to h and to earlier values."""
+    part = phase_plans(cell)[number]
+    load_values = make_load(range(part.first_value))
+    plain = cell.phases[number].operand.gradient
+    _, reached = plain(1.0, (1.0,) * part.first_value, 1.0)
+    add_h, add_values = make_store([0], add=True), make_store(range(len(reached)), add=True)
+    gradient = register_jitable(plain)
+
+    def operand_gradient(
+        h_before,  # (packed rows of the block, 1, H): h before each step
+        values,  # (packed rows, values, H)
+        doperand,  # (N, H)
+        dstate,  # (N, states, H), that of h is added to
+        dvalues,  # (N, values, H), added to
+        rows,
+        block_start,  # the step's first row in `h_before`
+        value_start,  # the step's first row in `values`
+    ):
+        row, unit = unit_of_thread()
+        if row >= rows or unit >= dstate.shape[2]:
+            return
+        h = h_before[block_start + row, 0, unit]
+        earlier = load_values(values, value_start + row, unit)
+        dh, dearlier = gradient(h, earlier, doperand[row, unit])
+        add_h(dstate, row, unit, (dh,))
+        add_values(dvalues, row, unit, dearlier)
+
+    return operand_gradient

@@ -1,0 +1,166 @@
+"""CuPy and a GPU, acted out in Python: kernels run unchanged, thread by thread, on NumPy arrays.
+
+`install` puts a stand-in for the parts of CuPy that fastgru uses in the place of `cupy`, and runs
+kernels as the Python that they are. What is new memory to CuPy is full of NaN here, so that what is
+read before it is written shows.
+"""
+
+import itertools
+import sys
+import types
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+class Device:
+    """One of several devices; arrays are made on the current one."""
+
+    compute_capability = "90"
+    current: ClassVar[list[int]] = [0]
+
+    def __init__(self, id: int | None = None) -> None:
+        self.id = self.current[-1] if id is None else id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<CUDA Device {self.id}>"
+
+    def __enter__(self) -> "Device":
+        self.current.append(self.id)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.current.pop()
+
+
+class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
+    """What passes for a CuPy array; a view is on the device of what it is a view of."""
+
+    def __array_finalize__(self, of: Any) -> None:
+        self._device = getattr(of, "_device", None) or Device()
+
+    @property
+    def device(self) -> Device:
+        """Where the array is."""
+        return self._device
+
+
+ndarray.__module__ = "cupy"
+
+
+def _poisoned(shape: Any, dtype: Any = float) -> Any:
+    kind = np.dtype(dtype)
+    return np.full(shape, np.nan if kind.kind == "f" else 0x7FFFFFF, kind).view(ndarray)
+
+
+def asnumpy(array: Any) -> Any:
+    """A copy as a NumPy array."""
+    return np.array(array, subok=False)
+
+
+def _cupy() -> Any:
+    """The module that stands in for CuPy."""
+    module: Any = types.ModuleType("cupy")
+    module.ndarray, module.asnumpy, module.empty = ndarray, asnumpy, _poisoned
+    for name in ("zeros", "ones", "ascontiguousarray", "asarray"):
+        function = getattr(np, name)
+        setattr(module, name, lambda *args, _f=function: _f(*args).view(ndarray))
+    stream = types.SimpleNamespace(ptr=0)
+    module.cuda = types.ModuleType("cupy.cuda")
+    module.cuda.Device, module.cuda.get_current_stream = Device, lambda: stream
+    module.cuda.runtime = types.SimpleNamespace(
+        getDeviceProperties=lambda number: {"name": b"simulated"}
+    )
+    return module
+
+
+class Cuda:
+    """`numba.cuda` as one thread of a kernel sees it."""
+
+    def __init__(self, grid: tuple[int, int], block: tuple[int, int]) -> None:
+        point = types.SimpleNamespace
+        self.gridDim, self.blockDim = point(x=grid[0], y=grid[1]), point(x=block[0], y=block[1])
+        self.blockIdx, self.threadIdx = point(x=0, y=0), point(x=0, y=0)
+
+    def threads(self) -> Any:
+        """Become every thread, one after the other."""
+        blocks = itertools.product(range(self.gridDim.y), range(self.gridDim.x))
+        for self.blockIdx.y, self.blockIdx.x in blocks:
+            inside = itertools.product(range(self.blockDim.y), range(self.blockDim.x))
+            for self.threadIdx.y, self.threadIdx.x in inside:
+                yield
+
+
+class Launch:
+    """Stands for a kernel with its arrays."""
+
+    def __init__(self, function: Any, device: Device, arrays: Any) -> None:
+        devices = {array.device for array in arrays} | {Device()}
+        assert devices == {device}, f"expected all on {device}, got {devices}"
+        self.function, self.arrays = function, [np.asarray(array) for array in arrays]
+
+    def __call__(self, grid: Any, block: Any, stream: int, *numbers: int) -> None:
+        cuda = Cuda(grid, block)
+        space = self.function.__globals__
+        real, space["cuda"] = space["cuda"], cuda
+        try:
+            for _ in cuda.threads():
+                self.function(*self.arrays, *numbers)
+        finally:
+            space["cuda"] = real
+
+
+def _view(matrix: Any, rows: int, columns: int) -> Any:
+    """A matrix inside an array as a NumPy array."""
+    if matrix.transposed:
+        return _view(matrix._replace(transposed=False), columns, rows).T
+    flat = np.asarray(matrix.array).reshape(-1)[matrix.start :]
+    assert (rows - 1) * matrix.stride + columns <= flat.size
+    assert columns <= matrix.stride or rows <= 1
+    size = flat.itemsize
+    return np.lib.stride_tricks.as_strided(
+        flat, (rows, columns), (matrix.stride * size, size), writeable=True
+    )
+
+
+def _rounded(values: Any, bits: int) -> Any:
+    """Rounded to so many significant bits, if those are fewer than float32 has."""
+    if bits == 24:
+        return values
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
+
+
+def gemm(
+    m: int, n: int, k: int, a: Any, b: Any, c: Any, *, add: bool, precision: Any = None
+) -> None:
+    """`blas.gemm` on NumPy arrays."""
+    if m == 0 or n == 0:
+        return
+    assert a.array.dtype == b.array.dtype == c.array.dtype
+    out = _view(c, m, n)
+    bits = {None: 24, "tf32": 11, "bf16": 8}[precision]
+    product = _rounded(_view(a, m, k), bits) @ _rounded(_view(b, k, n), bits)
+    out[...] = out + product if add else product
+
+
+def install(patch: Any) -> Any:
+    """Replace CuPy and the launches of kernels for as long as a pytest `MonkeyPatch` lasts."""
+    from fastgru import packed
+    from fastgru.kernels.cuda import blas, launch
+
+    cupy = _cupy()
+    patch.setitem(sys.modules, "cupy", cupy)
+    patch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
+    patch.setattr(blas, "gemm", gemm)
+    patch.setattr(
+        launch.Kernel, "bind", lambda self, device, *arrays: Launch(self._function, device, arrays)
+    )
+    packed._architecture.cache_clear()  # it keeps what runs kernels
+    return cupy

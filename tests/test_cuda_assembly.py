@@ -1,0 +1,111 @@
+"""The machine code of the kernels for GPUs: registers, spills, and what must not be in it.
+
+Compiled and linked as a launch does it, without a GPU.
+"""
+
+import importlib.metadata
+import re
+import subprocess
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import DTYPES, SHIPPED_CELLS
+
+from fastgru.kernels.cells import CELLS
+from fastgru.kernels.plan import phase_plans
+
+pytestmark = pytest.mark.usefixtures("cuda_tools")
+
+CAPABILITIES = [(8, 0), (9, 0)]
+# A multiprocessor has 65 536 registers for at most 2048 threads: with these, more than half fit.
+MOST_REGISTERS = {"float32": 40, "float64": 48}
+
+MAKERS = ("make_forward_phase", "make_backward_phase", "make_operand", "make_operand_gradient")
+KERNELS = [
+    (cell, number, maker)
+    for cell in SHIPPED_CELLS
+    for number in range(len(CELLS[cell].phases))
+    for maker in MAKERS
+    if maker != "make_operand_gradient" or phase_plans(CELLS[cell])[number].recurrents
+]
+ROWS = ("gather_sequence", "add_sequence", "gather_h_before", "gather_state", "scatter_state")
+
+
+def assembled(
+    patch: pytest.MonkeyPatch,
+    function: Callable[..., None],
+    dtype: str,
+    capability: tuple[int, int],
+) -> Any:
+    from numba.cuda import dispatcher
+
+    from fastgru.kernels.cuda.launch import assemble
+
+    # Functions called by a kernel are compiled for the current device, and there is none.
+    device = types.SimpleNamespace(compute_capability=capability)
+    patch.setattr(dispatcher, "get_current_device", lambda: device)
+    return assemble(function, np.dtype(dtype), capability)
+
+
+def instructions(code: bytes, folder: Path) -> list[str]:
+    """The instructions of a kernel, with their modifiers."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(code)
+    files = importlib.metadata.files("nvidia-cuda-nvdisasm") or []
+    (program,) = [file for file in files if file.stem == "nvdisasm"]
+    command = [str(program.locate()), "-c", str(path)]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing)
+
+
+def check(kernel: Any, dtype: str, folder: Path) -> None:
+    """Neither spills nor a stack, few registers, and float64 only where the data is."""
+    (registers,) = re.findall(r"Used (\d+) registers", kernel.log)
+    assert int(registers) <= MOST_REGISTERS[dtype]
+    stack = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", kernel.log)
+    assert len(stack) == 3
+    assert set(stack) == {"0"}
+    names = instructions(kernel.code, folder)
+    assert "EXIT" in names
+    assert not [name for name in names if name.startswith(("LDL", "STL"))]
+    if dtype == "float32":
+        double = ("DADD", "DMUL", "DFMA", "DSETP", "MUFU.RCP64H", "F2F.F64", "I2F.F64")
+        assert not [name for name in names if name.startswith(double)]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("cell", "number", "maker"), KERNELS)
+def test_equations(
+    cell: str,
+    number: int,
+    maker: str,
+    dtype: str,
+    capability: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from fastgru.kernels.cuda import pointwise
+
+    function = getattr(pointwise, maker)(CELLS[cell], number)
+    check(assembled(monkeypatch, function, dtype, capability), dtype, tmp_path)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ROWS)
+def test_rows(
+    name: str,
+    dtype: str,
+    capability: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from fastgru.kernels.cuda import rows
+
+    function = getattr(rows, name)
+    check(assembled(monkeypatch, function, dtype, capability), dtype, tmp_path)

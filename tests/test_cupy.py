@@ -1,0 +1,277 @@
+"""CuPy arrays: devices, strides, precisions, sizes; simulated, and with -m gpu on a real GPU.
+
+The matrix over cells, layers, directions and lengths is in `test_recurrence`, for every library.
+"""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import (
+    NUMPY,
+    Library,
+    Problem,
+    as_members,
+    as_state,
+    assert_close,
+    assert_same_bits,
+    draw,
+    each_cell,
+    flatten,
+    solve,
+)
+
+import fastgru
+from fastgru.kernels.cells import CELLS
+
+LENGTHS = [2, 0, 4]
+EPS = float(np.finfo("float32").eps)
+
+
+@pytest.fixture(params=["simulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cupy(request: pytest.FixtureRequest) -> Library:
+    """CuPy, simulated and real."""
+    found: Library = request.getfixturevalue(request.param)
+    return found
+
+
+@each_cell
+def test_results_are_cupy_arrays(cell: str, cupy: Library) -> None:
+    problem = cupy.take(draw(cell, L=2, D=2, lengths=LENGTHS))
+    for array in flatten(*solve_in(problem)):
+        assert type(array) is type(problem.x)
+
+
+def solve_in(problem: Problem) -> tuple[Any, ...]:
+    """As `solve`, for a problem that is in CuPy arrays and stays there."""
+    x, params, h0, lengths, dy, dh_n = problem
+    y, h_n, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
+    return y, h_n, fastgru.backward(saved, dy, as_state(dh_n))
+
+
+@each_cell
+def test_any_strides(cell: str, cupy: Library) -> None:
+    """Reversed, spread and transposed arrays give what their copies give."""
+    problem = draw(cell, D=2, lengths=LENGTHS, dtype="float32")
+    plain = cupy.take(problem)
+    spread = cupy.asarray(np.repeat(problem.x, 2, axis=2)[:, ::-1])[:, ::-1, ::2]
+    turned = cupy.asarray(problem.dy.transpose(2, 0, 1).copy()).transpose(1, 2, 0)
+    states = tuple(cupy.asarray(h.transpose(1, 0, 2).copy()).transpose(1, 0, 2) for h in plain.h0)
+    odd = plain._replace(x=spread, dy=turned, h0=states)
+    assert_same_bits(cupy.give(solve_in(odd)), cupy.give(solve_in(plain)))
+
+
+@each_cell
+def test_time_major_and_single_sequences(cell: str, cupy: Library) -> None:
+    problem = cupy.take(draw(cell, L=2, D=2, dtype="float32"))
+    x, params, h0, _, _, _ = problem
+    y, h_n = fastgru.forward(x, params, as_state(h0))
+    turned, same = fastgru.forward(x.transpose(1, 0, 2), params, as_state(h0), time_major=True)
+    assert_same_bits(cupy.give((turned.transpose(1, 0, 2), same)), cupy.give((y, h_n)))
+    first = as_state(tuple(h[:, 0] for h in h0))
+    alone, _ = fastgru.forward(x[0], params, first)
+    assert_close(cupy.give(alone), cupy.give(y)[0], 8 * EPS)
+
+
+@each_cell
+def test_padding_is_neither_read_nor_written(cell: str, cupy: Library) -> None:
+    problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype="float32")
+    spoilt = problem._replace(x=problem.x.copy(), dy=problem.dy.copy())
+    for row, length in enumerate(LENGTHS):
+        spoilt.x[row, length:] = spoilt.dy[row, length:] = np.nan
+    got, want = solve(spoilt, cupy), solve(problem, cupy)
+    assert_same_bits(got, want)
+    for row, length in enumerate(LENGTHS):
+        assert not got[0][row, length:].any()
+        assert not got[2].x[row, length:].any()
+
+
+@each_cell
+def test_blocks_of_steps_do_not_matter(
+    cell: str, cupy: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A workspace for one step, for two, for all: the same results but for rounding."""
+    from fastgru.kernels.cuda import recurrence
+
+    problem = draw(cell, (3, 5, 3, 4), D=2, lengths=[2, 1, 5], dtype="float32")
+    want = solve(problem, cupy)
+    for size in (1, 500):
+        monkeypatch.setattr(recurrence, "_BLOCK_BYTES", size)
+        for a, b in zip(flatten(*solve(problem, cupy)), flatten(*want), strict=True):
+            assert_close(a, b, 16 * EPS)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (3, 0, 3, 5)])
+@each_cell
+def test_nothing_to_do(cell: str, sizes: tuple[int, int, int, int], cupy: Library) -> None:
+    problem = draw(cell, sizes, L=2, D=2)
+    for a, b in zip(flatten(*solve(problem, cupy)), flatten(*solve(problem)), strict=True):
+        assert_same_bits((a,), (b,))
+
+
+@each_cell
+def test_steps_are_forward_one_at_a_time(cell: str, cupy: Library) -> None:
+    problem = cupy.take(draw(cell, L=2, dtype="float32"))
+    weights = fastgru.pack(problem.params)
+    y, h_n = fastgru.forward(problem.x, weights, as_state(problem.h0))
+    state: Any = as_state(problem.h0)
+    for t in range(problem.x.shape[1]):
+        y_t, state = fastgru.step(problem.x[:, t], weights, state)
+        assert_close(cupy.give(y_t), cupy.give(y)[:, t], 16 * EPS)
+    for a, b in zip(as_members(state), as_members(h_n), strict=True):
+        assert_close(cupy.give(a), cupy.give(b), 16 * EPS)
+
+
+def test_init_params_draws_the_same_numbers(cupy: Library) -> None:
+    like = cupy.asarray(np.zeros(1, "float32"))
+    ours = fastgru.init_params(3, 5, like=like, rng=0)
+    assert ours.library == "cupy"
+    assert_same_bits(cupy.give(ours), fastgru.init_params(3, 5, rng=0))
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("tf32", 11), ("bf16", 8)])
+@each_cell
+def test_reduced_precision_rounds_operands_only(
+    cell: str, precision: str, bits: int, cupy: Library
+) -> None:
+    """Errors are of the size of the operands' rounding, and there are some."""
+    exact = draw(cell, (3, 6, 16, 32))
+    problem = cupy.take(exact.astype("float32"))
+    x, params, h0, _, dy, dh_n = problem
+    y, _, saved = fastgru.forward_train(x, params, as_state(h0), precision=precision)
+    gradients = fastgru.backward(saved, dy, as_state(dh_n))
+    want_y, _, want = solve(exact)
+    error = np.abs(cupy.give(y) - want_y).max()
+    assert 2.0 ** -(bits + 6) < error < 2.0 ** -(bits - 3)
+    for got, right in zip(flatten(cupy.give(gradients)), flatten(want), strict=True):
+        scale = np.abs(right).max()
+        assert np.abs(got - right).max() < 2.0 ** -(bits - 4) * max(1, scale)
+    again, _ = fastgru.forward(x, params, as_state(h0), precision=precision)
+    assert_same_bits(cupy.give((again,)), cupy.give((y,)))
+
+
+def test_precision_of_a_step(cupy: Library) -> None:
+    problem = cupy.take(draw("gru", (3, 1, 16, 32), dtype="float32"))
+    x, params, h0, _, _, _ = problem
+    want, _ = fastgru.forward(x, params, h0[0], precision="bf16")
+    got, _ = fastgru.step(x[:, 0], params, h0[0], precision="bf16")
+    assert_close(cupy.give(got), cupy.give(want)[:, 0], 8 * EPS)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "", 32, True])
+def test_unknown_precision(precision: Any, cupy: Library) -> None:
+    problem = cupy.take(draw("gru", dtype="float32"))
+    with pytest.raises(ValueError, match=r"^precision: expected None or 'tf32' or 'bf16' for cupy"):
+        fastgru.forward(problem.x, problem.params, precision=precision)
+
+
+def test_precision_of_float64(cupy: Library) -> None:
+    problem = cupy.take(draw("gru"))
+    with pytest.raises(ValueError, match=r"^precision: expected None for cupy arrays of float64"):
+        fastgru.forward(problem.x, problem.params, precision="tf32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_precision_of_numpy_arrays(dtype: str) -> None:
+    x, params = NUMPY.take(draw("gru", dtype=dtype))[:2]
+    message = rf"^precision: expected None for numpy arrays of {dtype}, got 'bf16'"
+    for call in (fastgru.forward, fastgru.forward_train):
+        with pytest.raises(ValueError, match=message):
+            call(x, params, precision="bf16")
+    with pytest.raises(ValueError, match=message):
+        fastgru.step(x[:, 0], params, precision="bf16")
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+def test_results_stay_on_the_device_of_the_arrays(simulated: Library) -> None:
+    from cupy.cuda import Device
+
+    with Device(1):
+        problem = simulated.take(draw("lstm", L=2, D=2, lengths=LENGTHS))
+        weights = fastgru.pack(problem.params)
+    x, _, h0, lengths, dy, dh_n = problem
+    y, h_n, saved = fastgru.forward_train(x, weights, h0, lengths=lengths)
+    gradients = fastgru.backward(saved, dy, dh_n)
+    inference = fastgru.forward(x, weights, h0, lengths=lengths)
+    devices = {array.device for array in flatten(y, h_n, gradients, *inference)}
+    assert devices == {Device(1)}
+    assert Device() == Device(0)
+
+
+@pytest.mark.parametrize("argument", ["x", "state", "dy"])
+def test_arrays_of_several_devices(argument: str, simulated: Library) -> None:
+    from cupy.cuda import Device
+
+    problem = draw("gru")
+    x, params, h0, _, _, _ = simulated.take(problem)
+    with Device(1):
+        other_x, _, other_h0, _, other_dy, _ = simulated.take(problem)
+    message = rf"^{argument}: expected an array on .*0.*, as params, got one on .*1"
+    _, _, saved = fastgru.forward_train(x, params, h0[0])
+    calls = {
+        "x": lambda: fastgru.forward(other_x, params, h0[0]),
+        "state": lambda: fastgru.forward(x, params, other_h0[0]),
+        "dy": lambda: fastgru.backward(saved, other_dy),
+    }
+    with pytest.raises(ValueError, match=message):
+        calls[argument]()
+
+
+# --- installation ---------------------------------------------------------------------------------
+
+WITHOUT_NUMBA_CUDA = """
+import importlib.util
+import fastgru.backends
+
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "numba_cuda" else real(name, *rest)
+try:
+    fastgru.backends.backend("cupy")
+except ModuleNotFoundError as error:
+    print(error)
+fastgru.show_config()
+"""
+
+
+def test_what_to_install_is_said() -> None:
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_NUMBA_CUDA]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    wanted = 'CuPy arrays need numba-cuda, which is not installed: pip install "fastgru[cuda12]"'
+    assert done.stdout.startswith(wanted)
+    assert f"not supported here: {wanted}" in done.stdout
+
+
+def test_kernels_take_words_as_they_are_laid_out(cuda_tools: None) -> None:
+    """For each array two words, size, item size, address, shape and strides; then the numbers."""
+    import types
+
+    from numba import cuda
+    from numba.cuda import dispatcher
+
+    from fastgru.kernels.cuda import launch, pointwise, rows
+
+    array = types.SimpleNamespace(
+        size=24, itemsize=4, shape=(2, 3, 4), strides=(48, 16, 4), data=types.SimpleNamespace(ptr=7)
+    )
+    words = launch.Launch(None, (array,), 2)._words
+    assert words[:] == [0, 0, 24, 4, 7, 2, 3, 4, 48, 16, 4, 0, 0]
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as context:
+        device = types.SimpleNamespace(compute_capability=(9, 0))
+        context.setattr(dispatcher, "get_current_device", lambda: device)
+        for function in (rows.add_sequence, pointwise.make_backward_phase(CELLS["lstm"], 0)):
+            signature = launch.signature_of(function, np.dtype("float32"))
+            ptx, _ = cuda.compile(function, signature, device=False, abi="numba", cc=(9, 0))
+            entry = ptx.partition(".entry")[2].partition(")")[0]
+            arrays = [kind.ndim for kind in signature.args if hasattr(kind, "ndim")]
+            count = sum(5 + 2 * ndim for ndim in arrays) + len(signature.args) - len(arrays)
+            assert entry.count(".param .u64") + entry.count(".param .b64") == count
+            assert entry.count(".param") == count
