@@ -125,6 +125,12 @@ class Cell:
                     f"cell {self.name!r}: expected at most one {part} part for each of "
                     f"{self.gates}, got {fed}"
                 )
+        # So that the recurrent weights of each phase are a run of rows, in the phase's order.
+        if fed != [gate for gate in self.gates if gate in fed]:
+            raise ValueError(
+                f"cell {self.name!r}: expected recurrent parts in the order of {self.gates}, "
+                f"got {fed}"
+            )
 
     @functools.cached_property
     def pre_activations(self) -> tuple[PreActivation, ...]:

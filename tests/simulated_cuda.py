@@ -10,7 +10,12 @@ import sys
 import types
 from typing import Any, ClassVar
 
+import greenlet
 import numpy as np
+import pytest
+
+from fastgru import packed
+from fastgru.kernels.cuda import blas, launch, pointwise, resident_kernels, rows
 
 
 class Device:
@@ -80,21 +85,75 @@ def _cupy() -> Any:
     return module
 
 
+class Block:
+    """A block's place in the grid, and the memory that its threads share."""
+
+    def __init__(self, x: int, y: int) -> None:
+        self.x, self.y = x, y
+        self.shared: list[Any] = []
+
+
+class Thread:
+    """A thread's place in its block, and how many shared arrays it has asked for."""
+
+    def __init__(self, block: Block, x: int, y: int) -> None:
+        self.block, self.x, self.y, self.shared = block, x, y, 0
+
+
 class Cuda:
-    """`numba.cuda` as one thread of a kernel sees it."""
+    """`numba.cuda` as a kernel's threads see it: each sees itself.
+
+    Blocks run one after the other: no kernel lets a block wait for another one. Where threads wait
+    for each other, each is a greenlet that runs to its next barrier.
+    """
 
     def __init__(self, grid: tuple[int, int], block: tuple[int, int]) -> None:
         point = types.SimpleNamespace
         self.gridDim, self.blockDim = point(x=grid[0], y=grid[1]), point(x=block[0], y=block[1])
-        self.blockIdx, self.threadIdx = point(x=0, y=0), point(x=0, y=0)
+        self.shared = point(array=self._shared_array)
+        self.local = point(array=_poisoned_local)
+        self.threadIdx, self.blockIdx = Thread(Block(0, 0), 0, 0), Block(0, 0)
+        self._main = greenlet.getcurrent()
 
-    def threads(self) -> Any:
-        """Become every thread, one after the other."""
-        blocks = itertools.product(range(self.gridDim.y), range(self.gridDim.x))
-        for self.blockIdx.y, self.blockIdx.x in blocks:
+    def syncthreads(self) -> None:
+        """Wait for all threads of the block."""
+        self._main.switch()
+
+    def _shared_array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
+        """The same array for all threads of a block: the n-th that each asks for."""
+        thread, arrays = self.threadIdx, self.blockIdx.shared
+        if thread.shared == len(arrays):
+            arrays.append(_poisoned_local(shape, dtype))
+        thread.shared += 1
+        array = arrays[thread.shared - 1]
+        assert array.shape == shape
+        return array
+
+    def run(self, kernel: Any, waits: bool) -> None:
+        """Run all blocks; `waits` tells whether threads do."""
+        for y, x in itertools.product(range(self.gridDim.y), range(self.gridDim.x)):
+            self.blockIdx = Block(x, y)
             inside = itertools.product(range(self.blockDim.y), range(self.blockDim.x))
-            for self.threadIdx.y, self.threadIdx.x in inside:
-                yield
+            threads = [Thread(self.blockIdx, at_x, at_y) for at_y, at_x in inside]
+            if waits:
+                self._run_together(kernel, threads)
+            else:
+                for self.threadIdx in threads:
+                    kernel()
+
+    def _run_together(self, kernel: Any, threads: list[Thread]) -> None:
+        running = [(thread, greenlet.greenlet(kernel)) for thread in threads]
+        while running:
+            for self.threadIdx, strand in running:
+                strand.switch()
+            ended = sum(strand.dead for _, strand in running)
+            if ended and ended < len(running):
+                raise RuntimeError(f"{ended} threads ended, the others wait at a barrier")
+            running = [pair for pair in running if not pair[1].dead]
+
+
+def _poisoned_local(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
+    return np.full(shape, np.nan, str(dtype))
 
 
 class Launch:
@@ -107,13 +166,11 @@ class Launch:
 
     def __call__(self, grid: Any, block: Any, stream: int, *numbers: int) -> None:
         cuda = Cuda(grid, block)
-        space = self.function.__globals__
-        real, space["cuda"] = space["cuda"], cuda
-        try:
-            for _ in cuda.threads():
-                self.function(*self.arrays, *numbers)
-        finally:
-            space["cuda"] = real
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (pointwise, resident_kernels, rows):
+                patch.setattr(module, "cuda", cuda)
+            waits = "syncthreads" in self.function.__code__.co_names
+            cuda.run(lambda: self.function(*self.arrays, *numbers), waits)
 
 
 def _view(matrix: Any, rows: int, columns: int) -> Any:
@@ -152,9 +209,6 @@ def gemm(
 
 def install(patch: Any) -> Any:
     """Replace CuPy and the launches of kernels for as long as a pytest `MonkeyPatch` lasts."""
-    from fastgru import packed
-    from fastgru.kernels.cuda import blas, launch
-
     cupy = _cupy()
     patch.setitem(sys.modules, "cupy", cupy)
     patch.setitem(sys.modules, "cupy.cuda", cupy.cuda)

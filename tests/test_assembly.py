@@ -52,7 +52,7 @@ from numba import types
 from fastgru.kernels.cells import CELLS, HIDDEN
 from fastgru.kernels.cpu import build
 from fastgru.kernels.cpu.gradients import GROUP_VECTORS
-from fastgru.kernels.cpu.plan import phase_plans
+from fastgru.kernels.plan import phase_plans
 from fastgru.kernels.cpu.tile import product, tile_shapes
 
 found = {}

@@ -40,6 +40,7 @@ def assembled(
     function: Callable[..., None],
     dtype: str,
     capability: tuple[int, int],
+    threads: int | None = None,
 ) -> Any:
     from numba.cuda import dispatcher
 
@@ -48,7 +49,7 @@ def assembled(
     # Functions called by a kernel are compiled for the current device, and there is none.
     device = types.SimpleNamespace(compute_capability=capability)
     patch.setattr(dispatcher, "get_current_device", lambda: device)
-    return assemble(function, np.dtype(dtype), capability)
+    return assemble(function, np.dtype(dtype), capability, threads)
 
 
 def instructions(code: bytes, folder: Path) -> list[str]:
@@ -62,10 +63,13 @@ def instructions(code: bytes, folder: Path) -> list[str]:
     return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing)
 
 
-def check(kernel: Any, dtype: str, folder: Path) -> None:
-    """Neither spills nor a stack, few registers, and float64 only where the data is."""
+def check(kernel: Any, dtype: str, most_registers: int, folder: Path) -> list[str]:
+    """Neither spills nor a stack, few registers, and float64 only where the data is.
+
+    Returns the instructions.
+    """
     (registers,) = re.findall(r"Used (\d+) registers", kernel.log)
-    assert int(registers) <= MOST_REGISTERS[dtype]
+    assert int(registers) <= most_registers
     stack = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", kernel.log)
     assert len(stack) == 3
     assert set(stack) == {"0"}
@@ -75,6 +79,7 @@ def check(kernel: Any, dtype: str, folder: Path) -> None:
     if dtype == "float32":
         double = ("DADD", "DMUL", "DFMA", "DSETP", "MUFU.RCP64H", "F2F.F64", "I2F.F64")
         assert not [name for name in names if name.startswith(double)]
+    return names
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -92,7 +97,8 @@ def test_equations(
     from fastgru.kernels.cuda import pointwise
 
     function = getattr(pointwise, maker)(CELLS[cell], number)
-    check(assembled(monkeypatch, function, dtype, capability), dtype, tmp_path)
+    kernel = assembled(monkeypatch, function, dtype, capability)
+    check(kernel, dtype, MOST_REGISTERS[dtype], tmp_path)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -108,4 +114,36 @@ def test_rows(
     from fastgru.kernels.cuda import rows
 
     function = getattr(rows, name)
-    check(assembled(monkeypatch, function, dtype, capability), dtype, tmp_path)
+    kernel = assembled(monkeypatch, function, dtype, capability)
+    check(kernel, dtype, MOST_REGISTERS[dtype], tmp_path)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("H", [24, 64, 96])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_resident_weights(
+    cell: str,
+    H: int,
+    direction: str,
+    capability: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Weights in registers, loads of four from shared memory, a multiply-add for each weight."""
+    from fastgru.kernels.cuda import resident, resident_kernels
+
+    tile = resident.tile_for(CELLS[cell], H, np.dtype("float32"))
+    if tile is None:
+        assert (cell, H) == ("lstm", 96)
+        return
+    function = getattr(resident_kernels, f"make_resident_{direction}")(CELLS[cell], tile)
+    kernel = assembled(monkeypatch, function, "float32", capability, tile.threads)
+    warps = -(-tile.threads // 128) * 4
+    names = check(kernel, "float32", min(255, 65_536 // (32 * warps)), tmp_path)
+    weights = len(CELLS[cell].recurrent_gates) * tile.length
+    products = [name for name in names if name.startswith("FFMA")]
+    assert weights <= len(products) <= weights + 80
+    loads = tile.length if direction == "forward" else weights
+    assert names.count("LDS.128") == loads // 4
+    assert len([name for name in names if name.startswith("BAR.SYNC")]) == 3

@@ -224,6 +224,68 @@ def test_arrays_of_several_devices(argument: str, simulated: Library) -> None:
         calls[argument]()
 
 
+# --- the loop that keeps the weights on chip ------------------------------------------------------
+
+
+@pytest.fixture
+def resident(monkeypatch: pytest.MonkeyPatch, cupy: Library) -> Library:
+    """CuPy, with the loop of `resident` where it suits."""
+    from fastgru import packed
+    from fastgru.kernels.cuda import choice
+
+    monkeypatch.setattr(choice, "CHOICES", (choice.RESIDENT, *choice.CHOICES))
+    packed._architecture.cache_clear()
+    return cupy
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("lengths", [None, [2, 4, 0, 1, 4]])
+@pytest.mark.parametrize("H", [1, 5, 24])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_resident_weights(
+    cell: str, H: int, lengths: Any, D: int, resident: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one block of steps, and in several; rows that fill a tile and rows that do not."""
+    from fastgru.kernels.cuda import recurrence
+
+    problem = draw(cell, (5, 4, 3, H), D=D, lengths=lengths, dtype="float32")
+    assert chosen(problem, resident) == "resident"
+    want = solve(problem.astype("float64"))
+    for size in (recurrence._BLOCK_BYTES, 900):
+        monkeypatch.setattr(recurrence, "_BLOCK_BYTES", size)
+        for a, b in zip(flatten(*solve(problem, resident)), flatten(*want), strict=True):
+            assert_close(a, b, 64 * EPS)
+        x, params, h0, steps, _, _ = resident.take(problem)
+        y, h_n = fastgru.forward(x, params, as_state(h0), lengths=steps)
+        for a, b in zip(flatten(resident.give((y, h_n))), flatten(*want[:2]), strict=True):
+            assert_close(a, b, 16 * EPS)
+
+
+def chosen(problem: Problem, library: Library, precision: Any = None) -> str:
+    """Name of the loop that takes a problem."""
+    from fastgru.kernels.cuda.choice import choose
+
+    cell = CELLS[problem.params.cell]
+    return choose(cell, problem.params.hidden_size, problem.params.dtype, precision).name
+
+
+def test_what_the_resident_loop_does_not_suit(resident: Library) -> None:
+    for cell in CELLS:
+        one_phase = cell in ("gru", "lstm")
+        small = draw(cell, (1, 1, 1, 32), dtype="float32")
+        assert chosen(small, resident) == ("resident" if one_phase else "steps")
+    problem = draw("gru", (1, 1, 1, 32))
+    assert chosen(problem, resident) == "steps"
+    assert chosen(problem.astype("float32"), resident, "tf32") == "steps"
+    assert chosen(draw("gru", (1, 1, 1, 300), dtype="float32"), resident) == "steps"
+
+
+def test_no_loop_that_has_never_run_on_a_gpu_is_chosen(simulated: Library) -> None:
+    for cell in CELLS:
+        for H in (1, 32, 512):
+            assert chosen(draw(cell, (1, 1, 1, H), dtype="float32"), simulated) == "steps"
+
+
 # --- installation ---------------------------------------------------------------------------------
 
 WITHOUT_NUMBA_CUDA = """

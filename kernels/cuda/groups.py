@@ -68,3 +68,19 @@ def make_zeros(count: int) -> Callable[[Any], Any]:
             return fewer(zero) + (zero,)
 
     return register_jitable(zeros)
+
+
+def make_sum(count: int) -> Callable[[Any, Any], Any]:
+    """Build ``add(a, b)``: the sums of two tuples of so many values."""
+    if count == 0:
+
+        def add(a, b):
+            return ()
+
+    else:
+        before, last = make_sum(count - 1), count - 1
+
+        def add(a, b):
+            return before(a, b) + (a[last] + b[last],)
+
+    return register_jitable(add)

@@ -46,7 +46,8 @@ def _parameter_types(dtype: Any) -> dict[str, Any]:
         **dict.fromkeys(("source", "y", "h0", "dy"), theirs),
         **dict.fromkeys(("y_out", "target", "target_out"), theirs_out),
         **dict.fromkeys(("order", "lengths", "offset"), indices),
-        **dict.fromkeys(("bias_ih", "bias_hh", "packed", "packed_out"), ours(2)),
+        **dict.fromkeys(("packed", "packed_out", "weight_hh"), ours(2)),
+        **dict.fromkeys(("bias_ih", "bias_hh"), ours(3)),
         **dict.fromkeys(("operand_out", "doperand"), ours(2)),
         **dict.fromkeys(("x_sums", "h_sums", "state", "state_out", "values", "h"), ours(3)),
         **dict.fromkeys(("h_before", "h_before_out", "dstate", "dvalues", "d_ih", "d_hh"), ours(3)),
@@ -70,11 +71,16 @@ class Assembled(NamedTuple):
 
 @functools.cache
 def assemble(
-    function: Callable[..., None], dtype: np.dtype[Any], capability: tuple[int, int]
+    function: Callable[..., None],
+    dtype: np.dtype[Any],
+    capability: tuple[int, int],
+    threads: int | None = None,
 ) -> Assembled:
-    """Compile and link a kernel for a compute capability."""
+    """Compile and link a kernel for a compute capability, and blocks of so many threads at most."""
     signature = signature_of(function, dtype)
-    ptx, _ = cuda.compile(function, signature, device=False, abi="numba", cc=capability)
+    ptx, _ = cuda.compile(
+        function, signature, device=False, abi="numba", cc=capability, launch_bounds=threads
+    )
     name = ptx.partition(".entry ")[2].partition("(")[0].strip()
     return Assembled(name, *_link(ptx, capability))
 
@@ -129,10 +135,14 @@ class Kernel:
     function : callable
         Its parameters are arrays, then numbers.
     dtype : numpy.dtype
+    threads : int, optional
+        Of a block, at most, where that decides how many registers a thread may have.
     """
 
-    def __init__(self, function: Callable[..., None], dtype: np.dtype[Any]) -> None:
-        self._function, self._dtype = function, dtype
+    def __init__(
+        self, function: Callable[..., None], dtype: np.dtype[Any], threads: int | None = None
+    ) -> None:
+        self._function, self._dtype, self._threads = function, dtype, threads
         self._on_device: dict[int, Any] = {}
 
     def bind(self, device: Any, *arrays: Any) -> "Launch":
@@ -140,7 +150,7 @@ class Kernel:
         handle = self._on_device.get(device.id)
         if handle is None:
             major, minor = divmod(int(device.compute_capability), 10)
-            kernel = assemble(self._function, self._dtype, (major, minor))
+            kernel = assemble(self._function, self._dtype, (major, minor), self._threads)
             module = _checked(driver.cuModuleLoadData(kernel.code))
             handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
             self._on_device[device.id] = handle

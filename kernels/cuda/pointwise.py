@@ -13,7 +13,7 @@ from numba.cuda.extending import register_jitable
 from ..cells import Cell
 from ..plan import phase_plans
 from ..primitives import zero_like
-from .groups import make_load, make_store, make_zeros
+from .groups import make_load, make_store, make_sum, make_zeros
 
 
 @register_jitable
@@ -29,64 +29,49 @@ def unit_of_thread():
     return row, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
 
 
-def _make_pre_activation(cell: Cell, index: int, recurrent: int) -> Callable[..., Any]:
-    """Build ``value(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit)`` of a pre-activation.
-
-    Parameters
-    ----------
-    index : int
-        Which of the cell's.
-    recurrent : int
-        Which sum of its phase's recurrent product it has, if it has one.
-    """
-    pre = cell.pre_activations[index]
-    ih = cell.input_gates.index(pre.gate) if pre.input else -1
-    hh = cell.recurrent_gates.index(pre.gate) if pre.recurrent else -1
-    if not pre.recurrent:
-
-        def value(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
-            return x_sums[x_row, ih, unit] + bias_ih[ih, unit]
-
-    elif not pre.input:
-
-        def value(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
-            return h_sums[row, recurrent, unit] + bias_hh[hh, unit]
-
-    else:
-
-        def value(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
-            x_part = x_sums[x_row, ih, unit] + bias_ih[ih, unit]
-            return x_part + (h_sums[row, recurrent, unit] + bias_hh[hh, unit])
-
-    return register_jitable(value)
-
-
-def _make_pre_activations(cell: Cell, number: int, count: int) -> Callable[..., Any]:
-    """Build what gives the first so many pre-activations of a phase, as a tuple."""
+def make_inputs(cell: Cell, number: int) -> Callable[..., Any]:
+    """Build ``inputs(x_sums, x_row, bias_ih, unit)``: W x + b of a phase, as a tuple."""
     part = phase_plans(cell)[number]
-    if count == 0:
+    pre = cell.pre_activations[part.first : part.first + part.inputs]
+    gates = [cell.input_gates.index(p.gate) for p in pre]
+    load = make_load(gates)
+    load_bias = make_load(gates)
+    add = make_sum(len(gates))
 
-        def values(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
-            return ()
+    def inputs(x_sums, x_row, bias_ih, unit):
+        # x_sums: (rows, input gates, H); bias_ih: (1, input gates, H)
+        return add(load(x_sums, x_row, unit), load_bias(bias_ih, 0, unit))
 
-    else:
-        before = _make_pre_activations(cell, number, count - 1)
-        recurrent = count - 1 - (part.blocks - part.recurrents)
-        last = _make_pre_activation(cell, part.first + count - 1, recurrent)
+    return register_jitable(inputs)
 
-        def values(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit):
-            return before(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit) + (
-                last(x_sums, x_row, h_sums, row, bias_ih, bias_hh, unit),
-            )
 
-    return register_jitable(values)
+def make_pre_activations(cell: Cell, number: int) -> Callable[..., Any]:
+    """Build what joins a phase's inputs with its recurrent sums, as a tuple.
+
+    The pre-activations that x feeds are the leading ones, those that the operand feeds the trailing
+    ones; those in the middle have both parts.
+    """
+    part = phase_plans(cell)[number]
+    pre = cell.pre_activations[part.first_recurrent : part.first + part.blocks]
+    alone = part.blocks - part.recurrents
+    both = part.inputs - alone
+    load_sums = make_load(range(part.recurrents))
+    load_bias = make_load([cell.recurrent_gates.index(p.gate) for p in pre])
+    add, add_both = make_sum(part.recurrents), make_sum(both)
+
+    def pre_activations(inputs, h_sums, row, bias_hh, unit):
+        # h_sums: (rows, recurrent gates of the phase, H); bias_hh: (1, recurrent gates, H)
+        recurrent = add(load_sums(h_sums, row, unit), load_bias(bias_hh, 0, unit))
+        return inputs[:alone] + add_both(inputs[alone:], recurrent[:both]) + recurrent[both:]
+
+    return register_jitable(pre_activations)
 
 
 def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
     """Build the kernel of one phase of one step, forward."""
     part = phase_plans(cell)[number]
     is_last = number == len(cell.phases) - 1
-    pre_activations = _make_pre_activations(cell, number, part.blocks)
+    inputs, pre_activations = make_inputs(cell, number), make_pre_activations(cell, number)
     load_state, store_state = (make(range(len(cell.states))) for make in (make_load, make_store))
     load_values = make_load(range(part.first_value))
     store_values = make_store(range(part.first_value, part.first_value + part.values))
@@ -107,8 +92,8 @@ def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
     def forward_phase(
         x_sums,  # (packed rows of the block, input gates, H): W x
         h_sums,  # (N, recurrent gates of the phase, H): U times the operand
-        bias_ih,  # (input gates, H)
-        bias_hh,  # (recurrent gates, H)
+        bias_ih,  # (1, input gates, H)
+        bias_hh,  # (1, recurrent gates, H)
         state,  # (N, states, H), updated
         values,  # (rows, values, H), this phase's are written
         y_out,  # (N, T, H), any strides; written by the last phase
@@ -124,7 +109,8 @@ def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
         if row >= rows or unit >= state.shape[2]:
             return
         n, t = order[row], time_index(step, lengths[row], reverse)
-        a = pre_activations(x_sums, x_start + row, h_sums, row, bias_ih, bias_hh, unit)
+        x_part = inputs(x_sums, x_start + row, bias_ih, unit)
+        a = pre_activations(x_part, h_sums, row, bias_hh, unit)
         before = load_state(state, row, unit)
         after, new = equations(a, before, load_values(values, value_start + row, unit))
         store_values(values, value_start + row, unit, new)

@@ -1,40 +1,29 @@
-"""One layer in one direction over a batch, on a GPU: products by cuBLAS, equations by our kernels.
+"""One layer in one direction over a batch, on a GPU.
 
-Steps run one after the other on CuPy's current stream: for each phase a product of the operand with
-the recurrent weights and a kernel for its equations. The input projection and all gradients of
-weights are products over many steps at once: over as many as the workspace allows.
+Everything runs on CuPy's current stream. The input projection and all gradients of weights are
+products over many steps at once, as many as the workspace allows; between them a loop takes the
+rows through those steps: see `choice`.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import logging
+from typing import Any
 
 import numpy as np
 
-from ..cells import HIDDEN, Cell
-from ..plan import PhasePlan, phase_plans
+from ..cells import Cell
 from ..ragged import RaggedRows
 from . import blas, rows
 from .blas import Matrix
+from .choice import choose
+from .context import BackwardArrays, Context, ForwardArrays, Weights
 from .launch import BLOCK, MOVE_BLOCK, Kernel, move_grid, unit_grid
-from .pointwise import (
-    make_backward_phase,
-    make_forward_phase,
-    make_operand,
-    make_operand_gradient,
-)
+from .steps import phase_kernels
+
+_log = logging.getLogger(__name__)
 
 # Workspace for a block of steps; larger blocks make no product faster.
 _BLOCK_BYTES = 256 * 2**20
-
-
-class Weights(NamedTuple):
-    """The weights of one layer and direction, as the kernels take them."""
-
-    ih: Any  # (input gates * H, I)
-    hh: Any  # (recurrent gates * H, H)
-    bias_ih: Any  # (input gates, H)
-    bias_hh: Any  # (recurrent gates, H)
 
 
 def pack(cell: Cell, weights: Any) -> Weights:
@@ -47,41 +36,13 @@ def pack(cell: Cell, weights: Any) -> Weights:
     def bias(name: str, count: int) -> Any:
         values = weights.get(name)
         if values is None:
-            return xp.zeros((count, H), ih.dtype)
-        return xp.ascontiguousarray(values).reshape(count, H)
+            return xp.zeros((1, count, H), ih.dtype)
+        return xp.ascontiguousarray(values).reshape(1, count, H)
 
     with weights["weight_ih"].device:
         ih = xp.ascontiguousarray(weights["weight_ih"])
         hh = xp.ascontiguousarray(weights["weight_hh"]) if recurrent else xp.empty((0, H), ih.dtype)
         return Weights(ih, hh, bias("bias_ih", gates), bias("bias_hh", recurrent))
-
-
-class _PhaseKernels(NamedTuple):
-    """The kernels of a phase."""
-
-    plan: PhasePlan
-    forward: Kernel
-    backward: Kernel
-    operand: Kernel | None  # None where the operand is h itself
-    operand_gradient: Kernel | None
-
-
-@functools.cache
-def _phase_kernels(cell: Cell, dtype: np.dtype[Any]) -> tuple[_PhaseKernels, ...]:
-    def kernels(plan: PhasePlan) -> _PhaseKernels:
-        def of(make: Callable[[Cell, int], Callable[..., None]]) -> Kernel:
-            return Kernel(make(cell, plan.number), dtype)
-
-        plain = cell.phases[plan.number].operand is HIDDEN or plan.recurrents == 0
-        return _PhaseKernels(
-            plan,
-            of(make_forward_phase),
-            of(make_backward_phase),
-            None if plain else of(make_operand),
-            None if plain else of(make_operand_gradient),
-        )
-
-    return tuple(kernels(plan) for plan in phase_plans(cell))
 
 
 @functools.cache
@@ -121,20 +82,26 @@ class Recurrence:
         self.xp, self.cell, self.dtype, self.ragged = xp, cell, dtype, ragged
         self._gemm = functools.partial(blas.gemm, precision=precision)
         self.I, self.H, self.N = input_size, hidden_size, len(ragged.order)
-        self.S, self.V = len(cell.states), cell.num_values
         self.gates, self.recurrent = len(cell.input_gates), len(cell.recurrent_gates)
         self.steps = len(ragged.offset) - 1
         self.offset: list[int] = ragged.offset.tolist()
-        self.phases = _phase_kernels(cell, dtype)
+        self.loop = choose(cell, hidden_size, dtype, precision)
+        _log.debug(
+            "%s, H = %d, %s: loop %r: %s",
+            *(cell.name, hidden_size, dtype, self.loop.name, self.loop.why),
+        )
         self._indices_on: dict[int, tuple[Any, Any, Any]] = {}
 
-    def _indices(self) -> tuple[Any, Any, Any]:
-        """Order, lengths and offset of `ragged` on the current device."""
-        number = self.xp.cuda.Device().id
-        if number not in self._indices_on:
+    def _context(self, reverse: bool) -> Context:
+        """The current device and stream, and all that does not change from call to call."""
+        device = self.xp.cuda.Device()
+        if device.id not in self._indices_on:
             order, lengths, offset = (self.xp.asarray(p.astype(np.int64)) for p in self.ragged)
-            self._indices_on[number] = order, lengths, offset
-        return self._indices_on[number]
+            self._indices_on[device.id] = order, lengths, offset
+        return Context(
+            self.cell, self.H, self.dtype, self.offset, reverse, self._gemm, self.xp, device,
+            self.xp.cuda.get_current_stream().ptr, *self._indices_on[device.id],
+        )  # fmt: skip
 
     def _blocks(self, row_elements: int) -> list[tuple[int, int]]:
         """First step and end of the blocks of steps whose packed rows fit the workspace."""
@@ -147,31 +114,29 @@ class Recurrence:
             first = last
         return blocks
 
-    def _rows(self, first: int, last: int) -> int:
-        """Packed rows of steps `first` to `last` - 1."""
-        return self.offset[last] - self.offset[first]
-
     def _move(
-        self, name: str, stream: int, arrays: tuple[Any, ...], steps: int, *numbers: int
+        self, context: Context, name: str, arrays: tuple[Any, ...], steps: int, *numbers: int
     ) -> None:
         """Run a kernel of `rows` over so many steps."""
         if self.N > 0:
-            kernel = _row_kernels(self.dtype)[name].bind(self.xp.cuda.Device(), *arrays)
-            kernel(move_grid(steps, self.N), MOVE_BLOCK, stream, *numbers)
+            kernel = _row_kernels(self.dtype)[name].bind(context.device, *arrays)
+            kernel(move_grid(steps, self.N), MOVE_BLOCK, context.stream, *numbers)
 
-    def _take_state(self, members: tuple[Any, ...], layer: int, stream: int) -> Any:
+    def _take_state(self, context: Context, members: tuple[Any, ...], layer: int) -> Any:
         """A state of ours, (N, states, H), from a user's."""
-        state = self.xp.empty((self.N, self.S, self.H), self.dtype)
+        state = self.xp.empty((self.N, len(members), self.H), self.dtype)
         for member, source in enumerate(members):
-            arrays = (source, self._indices()[0], state)
-            self._move("gather_state", stream, arrays, 1, layer, member)
+            arrays = (source, context.order, state)
+            self._move(context, "gather_state", arrays, 1, layer, member)
         return state
 
-    def _put_state(self, state: Any, members: tuple[Any, ...], layer: int, stream: int) -> None:
+    def _put_state(
+        self, context: Context, state: Any, members: tuple[Any, ...], layer: int
+    ) -> None:
         """A state of ours into a user's."""
         for member, target in enumerate(members):
-            arrays = (state, self._indices()[0], target)
-            self._move("scatter_state", stream, arrays, 1, layer, member)
+            arrays = (state, context.order, target)
+            self._move(context, "scatter_state", arrays, 1, layer, member)
 
     def forward(
         self,
@@ -191,60 +156,29 @@ class Recurrence:
         (packed rows, values, H) array
             The values kept; empty otherwise.
         """
-        xp, H, S, V = self.xp, self.H, self.S, self.V
-        device, stream = xp.cuda.Device(), xp.cuda.get_current_stream().ptr
-        indices = order, lengths, _ = self._indices()
+        xp, H, context = self.xp, self.H, self._context(reverse)
         blocks = self._blocks(self.I + self.gates * H)
-        most = max([self._rows(*block) for block in blocks], default=0)
+        most = max([context.rows(*block) for block in blocks], default=0)
         xs = xp.empty((most, self.I), self.dtype)
         x_sums = xp.empty((most, self.gates, H), self.dtype)
-        values = xp.empty((self.offset[-1] if keep else self.N, V, H), self.dtype)
-        state = self._take_state(initial, layer, stream)
-        runs = []
-        for phase in self.phases:
-            part = phase.plan
-            sums = xp.empty((self.N, part.recurrents, H), self.dtype)
-            operand, make = Matrix(state, 0, S * H), None
-            if phase.operand is not None:
-                buffer = xp.empty((self.N, H), self.dtype)
-                operand = Matrix(buffer, 0, H)
-                make = phase.operand.bind(device, state, values, buffer)
-            equations = phase.forward.bind(
-                device, x_sums, sums, weights.bias_ih, weights.bias_hh, state, values, y_out,
-                order, lengths,
-            )  # fmt: skip
-            recurrent = Matrix(weights.hh, part.recurrents_before * H * H, H, transposed=True)
-            runs.append((part.recurrents * H, operand, recurrent, sums, make, equations))
-
+        kept = self.offset[-1] if keep else self.N
+        values = xp.empty((kept, self.cell.num_values, H), self.dtype)
+        state = self._take_state(context, initial, layer)
+        arrays = ForwardArrays(x_sums, weights, state, values, y_out, keep)
+        loop = self.loop.forward(context, arrays)
         for first, last in blocks:
-            rows_of_block = self._rows(first, last)
-            if rows_of_block == 0:
+            count = context.rows(first, last)
+            if count == 0:
                 break  # no sample is as long
-            self._move("gather_sequence", stream, (x, *indices, xs), last - first, first, reverse)
+            packing = (x, *context.indices, xs)
+            self._move(context, "gather_sequence", packing, last - first, first, reverse)
             self._gemm(
-                rows_of_block, self.gates * H, self.I,
+                count, self.gates * H, self.I,
                 Matrix(xs, 0, self.I), Matrix(weights.ih, 0, self.I, transposed=True),
                 Matrix(x_sums, 0, self.gates * H), add=False,
             )  # fmt: skip
-            for step in range(first, last):
-                running = self._rows(step, step + 1)
-                if running == 0:
-                    break
-                grid = unit_grid(running, H)
-                value_start = self.offset[step] if keep else 0
-                for columns, operand, recurrent, sums, make, equations in runs:
-                    if make is not None:
-                        make(grid, BLOCK, stream, running, value_start)
-                    if columns:
-                        self._gemm(
-                            running, columns, H, operand, recurrent, Matrix(sums, 0, columns),
-                            add=False,
-                        )  # fmt: skip
-                    equations(
-                        grid, BLOCK, stream, running, step, reverse,
-                        self.offset[step] - self.offset[first], value_start,
-                    )  # fmt: skip
-        self._put_state(state, final_out, layer, stream)
+            loop(first, last)
+        self._put_state(context, state, final_out, layer)
         return values if keep else values[:0]
 
     def backward(
@@ -265,115 +199,71 @@ class Recurrence:
 
         See `fastgru.kernels.cpu`; the gradient of x is added to `dx_out`.
         """
-        xp, H, S, V = self.xp, self.H, self.S, self.V
-        device, stream = xp.cuda.Device(), xp.cuda.get_current_stream().ptr
-        indices = order, lengths, _ = self._indices()
+        xp, H, context = self.xp, self.H, self._context(reverse)
         packed = pack(self.cell, weights)
         gradients = {name: xp.zeros(weight.shape, self.dtype) for name, weight in weights.items()}
-        row = self.I + (self.gates + self.recurrent + 2) * H
-        blocks = self._blocks(row)
-        most = max([self._rows(*block) for block in blocks], default=0)
+        blocks = self._blocks(self.I + (self.gates + self.recurrent + 2) * H)
+        most = max([context.rows(*block) for block in blocks], default=0)
         xs = xp.empty((most, self.I), self.dtype)
-        h_before = xp.empty((most, 1, H), self.dtype)
-        operands = xp.empty((most, H), self.dtype)
         d_ih = xp.empty((most, self.gates, H), self.dtype)
-        d_hh = xp.empty((most, self.recurrent, H), self.dtype)
-        ones = xp.ones((1, most), self.dtype)
-        dvalues = xp.empty((self.N, V, H), self.dtype)
-        doperand = xp.empty((self.N, H), self.dtype)
-        dstate = self._take_state(dfinal, layer, stream)
-        runs = []
-        for phase in reversed(self.phases):
-            part = phase.plan
-            equations = phase.backward.bind(
-                device, h_before, values, y if dy is None else dy, dstate, dvalues, d_ih, d_hh,
-                order, lengths,
-            )  # fmt: skip
-            target, spread = Matrix(dstate, 0, S * H), None
-            if phase.operand_gradient is not None:
-                target = Matrix(doperand, 0, H)
-                spread = phase.operand_gradient.bind(
-                    device, h_before, values, doperand, dstate, dvalues
-                )
-            recurrent = Matrix(packed.hh, part.recurrents_before * H * H, H)
-            runs.append((part, recurrent, target, spread, equations))
-
-        wide = self.recurrent * H
+        arrays = BackwardArrays(
+            xp.empty((most, 1, H), self.dtype), packed, values, y if dy is None else dy,
+            self._take_state(context, dfinal, layer), d_ih,
+            xp.empty((most, self.recurrent, H), self.dtype), dy is not None,
+        )  # fmt: skip
+        loop = self.loop.backward(context, arrays)
         for first, last in reversed(blocks):
-            rows_of_block = self._rows(first, last)
-            if rows_of_block == 0:
+            count, steps = context.rows(first, last), last - first
+            if count == 0:
                 continue
-            self._move(
-                "gather_h_before", stream, (y, initial[0], *indices, h_before), last - first,
-                layer, first, reverse,
-            )  # fmt: skip
-            for step in reversed(range(first, last)):
-                running = self._rows(step, step + 1)
-                if running == 0:
-                    continue
-                grid = unit_grid(running, H)
-                start = self.offset[step] - self.offset[first]
-                for part, recurrent, target, spread, equations in runs:
-                    equations(
-                        grid, BLOCK, stream, running, step, reverse, dy is not None,
-                        start, self.offset[step],
-                    )  # fmt: skip
-                    if part.recurrents:
-                        at = start * wide + part.recurrents_before * H
-                        self._gemm(
-                            running, H, part.recurrents * H, Matrix(d_hh, at, wide), recurrent,
-                            target, add=spread is None,
-                        )  # fmt: skip
-                    if spread is not None:
-                        spread(grid, BLOCK, stream, running, start, self.offset[step])
-            self._move("gather_sequence", stream, (x, *indices, xs), last - first, first, reverse)
-            self._add_weight_gradients(
-                gradients, rows_of_block, self.offset[first], xs, h_before, values, operands,
-                d_ih, d_hh, ones, stream,
-            )  # fmt: skip
+            before = (y, initial[0], *context.indices, arrays.h_before)
+            self._move(context, "gather_h_before", before, steps, layer, first, reverse)
+            loop(first, last)
+            packing = (x, *context.indices, xs)
+            self._move(context, "gather_sequence", packing, steps, first, reverse)
+            self._add_weight_gradients(context, gradients, count, self.offset[first], xs, arrays)
             self._gemm(  # xs is not needed any more
-                rows_of_block, self.I, self.gates * H,
+                count, self.I, self.gates * H,
                 Matrix(d_ih, 0, self.gates * H), Matrix(packed.ih, 0, self.I),
                 Matrix(xs, 0, self.I), add=False,
             )  # fmt: skip
-            self._move("add_sequence", stream, (xs, *indices, dx_out), last - first, first, reverse)
-        self._put_state(dstate, dinitial_out, layer, stream)
+            adding = (xs, *context.indices, dx_out)
+            self._move(context, "add_sequence", adding, steps, first, reverse)
+        self._put_state(context, arrays.dstate, dinitial_out, layer)
         return gradients
 
     def _add_weight_gradients(
-        self, gradients, count, first_value, xs, h_before, values, operands, d_ih, d_hh, ones,
-        stream,
-    ):  # fmt: skip
+        self,
+        context: Context,
+        gradients: dict[str, Any],
+        count: int,
+        first_value: int,
+        xs: Any,
+        arrays: BackwardArrays,
+    ) -> None:
         """Add what so many packed rows contribute to the gradients of the weights."""
-        H, I = self.H, self.I
-        wide = self.gates * H
+        H, I, d_ih, d_hh = self.H, self.I, arrays.d_ih, arrays.d_hh
+        ones = Matrix(self.xp.ones((1, count), self.dtype), 0, count)
+        wide_ih, wide_hh = self.gates * H, self.recurrent * H
         self._gemm(
-            wide, I, count, Matrix(d_ih, 0, wide, transposed=True), Matrix(xs, 0, I),
+            wide_ih, I, count, Matrix(d_ih, 0, wide_ih, transposed=True), Matrix(xs, 0, I),
             Matrix(gradients["weight_ih"], 0, I), add=True,
         )  # fmt: skip
-        for name, d, columns in (
-            ("bias_ih", d_ih, wide),
-            ("bias_hh", d_hh, self.recurrent * H),
-        ):
+        for name, d, columns in (("bias_ih", d_ih, wide_ih), ("bias_hh", d_hh, wide_hh)):
             if name in gradients:
-                self._gemm(
-                    1, columns, count, Matrix(ones, 0, count), Matrix(d, 0, columns),
-                    Matrix(gradients[name], 0, columns), add=True,
-                )  # fmt: skip
-        wide = self.recurrent * H
-        for phase in self.phases:
-            part = phase.plan
+                total = Matrix(gradients[name], 0, columns)
+                self._gemm(1, columns, count, ones, Matrix(d, 0, columns), total, add=True)
+        for phase in phase_kernels(self.cell, self.dtype):
+            part, operand = phase.plan, arrays.h_before
             if part.recurrents == 0:
                 continue
-            operand = h_before
             if phase.operand is not None:
-                phase.operand.bind(self.xp.cuda.Device(), h_before, values, operands)(
-                    unit_grid(count, H), BLOCK, stream, count, first_value
-                )
-                operand = operands
-            columns = part.recurrents_before * H
+                operand = self.xp.empty((count, H), self.dtype)
+                make = phase.operand.bind(context.device, arrays.h_before, arrays.values, operand)
+                make(unit_grid(count, H), BLOCK, context.stream, count, first_value)
+            at = part.recurrents_before * H
             self._gemm(
                 part.recurrents * H, H, count,
-                Matrix(d_hh, columns, wide, transposed=True), Matrix(operand, 0, H),
-                Matrix(gradients["weight_hh"], columns * H, H), add=True,
+                Matrix(d_hh, at, wide_hh, transposed=True), Matrix(operand, 0, H),
+                Matrix(gradients["weight_hh"], at * H, H), add=True,
             )  # fmt: skip

@@ -1,0 +1,76 @@
+"""What the loops over time steps are given: sizes, device, stream, and the arrays of a call."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells import Cell
+
+
+class Weights(NamedTuple):
+    """The weights of one layer and direction, as the kernels take them."""
+
+    ih: Any  # (input gates * H, I)
+    hh: Any  # (recurrent gates * H, H)
+    bias_ih: Any  # (1, input gates, H)
+    bias_hh: Any  # (1, recurrent gates, H)
+
+
+class Context(NamedTuple):
+    """One call, on one device and stream."""
+
+    cell: Cell
+    H: int
+    dtype: np.dtype[Any]
+    offset: list[int]  # packed rows before each step; see `ragged`
+    reverse: bool
+    gemm: Callable[..., None]  # `blas.gemm` in some precision
+    xp: Any
+    device: Any
+    stream: int
+    order: Any  # (N,) sample of each sorted row
+    lengths: Any  # (N,) steps of each sorted row
+    offset_on_device: Any  # (T + 1,)
+
+    @property
+    def N(self) -> int:  # noqa: N802
+        """Number of samples."""
+        return int(self.order.shape[0])
+
+    @property
+    def indices(self) -> tuple[Any, Any, Any]:
+        """The ragged order, on the device."""
+        return self.order, self.lengths, self.offset_on_device
+
+    def rows(self, first: int, last: int) -> int:
+        """Packed rows of steps `first` to `last` - 1."""
+        return self.offset[last] - self.offset[first]
+
+
+class ForwardArrays(NamedTuple):
+    """What a loop forward reads and writes."""
+
+    x_sums: Any  # (packed rows of a block of steps, input gates, H): W x
+    weights: Weights
+    state: Any  # (N, states, H), updated
+    values: Any  # (packed rows, values, H) if they are kept, else (N, values, H); written
+    y_out: Any  # (N, T, H), any strides; written
+    keep: bool
+
+
+class BackwardArrays(NamedTuple):
+    """What a loop backward reads and writes."""
+
+    h_before: Any  # (packed rows of a block of steps, 1, H): h before each step
+    weights: Weights
+    values: Any  # (packed rows, values, H)
+    dy: Any  # (N, T, H), any strides; read if `has_dy`
+    dstate: Any  # (N, states, H), updated
+    d_ih: Any  # (packed rows of a block of steps, input gates, H): of W x + b; written
+    d_hh: Any  # (packed rows of a block of steps, recurrent gates, H): of U operand + b; written
+    has_dy: bool
+
+
+# Takes all rows through steps `first` to `last` - 1, or back.
+Loop = Callable[[int, int], None]

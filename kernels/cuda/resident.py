@@ -1,0 +1,92 @@
+"""The loop for small H: whole blocks of time steps in one launch; see `resident_kernels`."""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells import HIDDEN, Cell
+from ..plan import phase_plans
+from .context import BackwardArrays, Context, ForwardArrays, Loop
+from .launch import Kernel
+from .resident_kernels import Tile, make_resident_backward, make_resident_forward
+
+_MOST_THREADS = 1024
+_REGISTERS = 65_536  # of a multiprocessor
+# A thread's weights stay in registers if loops over them are unrolled, which ends somewhere above
+# the longest part; addresses, strides and values need the other registers (with 80, the LSTM spills
+# at H = 80 on sm_80). The tests look for spills in the machine code.
+_LONGEST_PART = 32
+_OTHER_REGISTERS = 96
+
+
+def tile_for(cell: Cell, H: int, dtype: np.dtype[Any]) -> Tile | None:
+    """A tile with as few parts as the registers allow; None if the weights do not fit a block."""
+    (part, *more) = phase_plans(cell)
+    if more or not part.recurrents or cell.phases[0].operand is not HIDDEN or dtype.itemsize != 4:
+        return None
+    for parts in (1, 2, 4, 8, 16):
+        length = -(-H // (4 * parts)) * 4
+        threads = H * parts
+        weights = part.recurrents * length
+        if threads > _MOST_THREADS:
+            return None
+        allotted = -(-threads // 128) * 128  # a warp for each of the four schedulers
+        fit = weights + _OTHER_REGISTERS <= min(255, _REGISTERS // allotted)
+        if fit and length <= _LONGEST_PART:
+            return Tile(H, parts, length)
+    return None
+
+
+class _Kernels(NamedTuple):
+    """The kernels of a cell for one H."""
+
+    tile: Tile
+    forward: Kernel
+    backward: Kernel
+
+
+@functools.cache
+def _kernels(cell: Cell, H: int, dtype: np.dtype[Any]) -> _Kernels:
+    tile = tile_for(cell, H, dtype)
+    if tile is None:
+        raise ValueError(f"H: expected weights that fit a block of threads, got {H} units")
+    forward, backward = make_resident_forward(cell, tile), make_resident_backward(cell, tile)
+    kernels = (Kernel(function, dtype, tile.threads) for function in (forward, backward))
+    return _Kernels(tile, *kernels)
+
+
+def suits(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None) -> bool:
+    """Whether this loop can take a layer."""
+    return precision is None and tile_for(cell, H, dtype) is not None
+
+
+def forward(context: Context, arrays: ForwardArrays) -> Loop:
+    """Prepare the loop of a forward pass."""
+    tile, kernel, _ = _kernels(context.cell, context.H, context.dtype)
+    weights = arrays.weights
+    launch = kernel.bind(
+        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh, arrays.state,
+        arrays.values, arrays.y_out, *context.indices,
+    )  # fmt: skip
+    grid, block = (-(-context.N // tile.parts), 1), (tile.threads, 1)
+
+    def run(first: int, last: int) -> None:
+        launch(grid, block, context.stream, first, last, context.reverse, arrays.keep)
+
+    return run
+
+
+def backward(context: Context, arrays: BackwardArrays) -> Loop:
+    """Prepare the loop of a backward pass."""
+    tile, _, kernel = _kernels(context.cell, context.H, context.dtype)
+    launch = kernel.bind(
+        context.device, arrays.h_before, arrays.weights.hh, arrays.values, arrays.dy, arrays.dstate,
+        arrays.d_ih, arrays.d_hh, *context.indices,
+    )  # fmt: skip
+    grid, block = (-(-context.N // tile.parts), 1), (tile.threads, 1)
+
+    def run(first: int, last: int) -> None:
+        launch(grid, block, context.stream, first, last, context.reverse, arrays.has_dy)
+
+    return run

@@ -1,0 +1,132 @@
+"""The loop for any cell and size: for each step and phase a product and a kernel of equations."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells import HIDDEN, Cell
+from ..plan import PhasePlan, phase_plans
+from .blas import Matrix
+from .context import BackwardArrays, Context, ForwardArrays, Loop
+from .launch import BLOCK, Kernel, unit_grid
+from .pointwise import (
+    make_backward_phase,
+    make_forward_phase,
+    make_operand,
+    make_operand_gradient,
+)
+
+
+class PhaseKernels(NamedTuple):
+    """The kernels of a phase."""
+
+    plan: PhasePlan
+    forward: Kernel
+    backward: Kernel
+    operand: Kernel | None  # None where the operand is h itself
+    operand_gradient: Kernel | None
+
+
+@functools.cache
+def phase_kernels(cell: Cell, dtype: np.dtype[Any]) -> tuple[PhaseKernels, ...]:
+    """The kernels of each phase of a cell."""
+
+    def kernels(plan: PhasePlan) -> PhaseKernels:
+        def of(make: Callable[[Cell, int], Callable[..., None]]) -> Kernel:
+            return Kernel(make(cell, plan.number), dtype)
+
+        plain = cell.phases[plan.number].operand is HIDDEN or plan.recurrents == 0
+        return PhaseKernels(
+            plan,
+            of(make_forward_phase),
+            of(make_backward_phase),
+            None if plain else of(make_operand),
+            None if plain else of(make_operand_gradient),
+        )
+
+    return tuple(kernels(plan) for plan in phase_plans(cell))
+
+
+def forward(context: Context, arrays: ForwardArrays) -> Loop:
+    """Prepare the loop of a forward pass."""
+    xp, H, N, stream, device = (getattr(context, n) for n in ("xp", "H", "N", "stream", "device"))
+    x_sums, weights, state, values, y_out, keep = arrays
+    offset, stride = context.offset, state.shape[1] * H
+    phases = []
+    for phase in phase_kernels(context.cell, context.dtype):
+        part = phase.plan
+        h_sums = xp.empty((N, part.recurrents, H), context.dtype)
+        operand, make = Matrix(state, 0, stride), None
+        if phase.operand is not None:
+            buffer = xp.empty((N, H), context.dtype)
+            operand, make = Matrix(buffer, 0, H), phase.operand.bind(device, state, values, buffer)
+        equations = phase.forward.bind(
+            device, x_sums, h_sums, weights.bias_ih, weights.bias_hh, state, values, y_out,
+            context.order, context.lengths,
+        )  # fmt: skip
+        recurrent = Matrix(weights.hh, part.recurrents_before * H * H, H, transposed=True)
+        phases.append((part.recurrents * H, operand, recurrent, h_sums, make, equations))
+
+    def run(first: int, last: int) -> None:
+        for step in range(first, last):
+            rows = context.rows(step, step + 1)
+            if rows == 0:
+                break  # no sample is as long
+            grid, value_start = unit_grid(rows, H), offset[step] if keep else 0
+            for columns, operand, recurrent, h_sums, make, equations in phases:
+                if make is not None:
+                    make(grid, BLOCK, stream, rows, value_start)
+                if columns:
+                    sums = Matrix(h_sums, 0, columns)
+                    context.gemm(rows, columns, H, operand, recurrent, sums, add=False)
+                equations(
+                    grid, BLOCK, stream, rows, step, context.reverse,
+                    offset[step] - offset[first], value_start,
+                )  # fmt: skip
+
+    return run
+
+
+def backward(context: Context, arrays: BackwardArrays) -> Loop:
+    """Prepare the loop of a backward pass."""
+    xp, H, N, stream, device = (getattr(context, n) for n in ("xp", "H", "N", "stream", "device"))
+    h_before, weights, values, dy, dstate, d_ih, d_hh, has_dy = arrays
+    offset, stride, wide = context.offset, dstate.shape[1] * H, d_hh.shape[1] * H
+    dvalues = xp.empty((N, values.shape[1], H), context.dtype)
+    doperand = xp.empty((N, H), context.dtype)
+    phases = []
+    for phase in reversed(phase_kernels(context.cell, context.dtype)):
+        part = phase.plan
+        equations = phase.backward.bind(
+            device, h_before, values, dy, dstate, dvalues, d_ih, d_hh, context.order,
+            context.lengths,
+        )  # fmt: skip
+        target, spread = Matrix(dstate, 0, stride), None
+        if phase.operand_gradient is not None:
+            target = Matrix(doperand, 0, H)
+            spread = phase.operand_gradient.bind(
+                device, h_before, values, doperand, dstate, dvalues
+            )
+        recurrent = Matrix(weights.hh, part.recurrents_before * H * H, H)
+        phases.append((part, recurrent, target, spread, equations))
+
+    def run(first: int, last: int) -> None:
+        for step in reversed(range(first, last)):
+            rows = context.rows(step, step + 1)
+            if rows == 0:
+                continue
+            grid, start = unit_grid(rows, H), offset[step] - offset[first]
+            for part, recurrent, target, spread, equations in phases:
+                equations(
+                    grid, BLOCK, stream, rows, step, context.reverse, has_dy, start, offset[step]
+                )
+                if part.recurrents:
+                    d = Matrix(d_hh, start * wide + part.recurrents_before * H, wide)
+                    columns = part.recurrents * H
+                    context.gemm(rows, H, columns, d, recurrent, target, add=spread is None)
+                if spread is not None:
+                    spread(grid, BLOCK, stream, rows, start, offset[step])
+
+    return run
