@@ -35,8 +35,9 @@ import numpy as np
 import fastgru
 
 if __package__:  # as asv imports this folder
-    from . import peers
+    from . import gpu_peers, peers
 else:
+    import gpu_peers
     import peers
 
 Shape = tuple[int, int, int, int]  # T, B, I, H
@@ -393,6 +394,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="three small shapes, two rounds")
     add("--list", action="store_true", help="print the shapes and end")
     add("--json", type=Path, metavar="PATH", help="write everything measured to this file")
+    add("--gpu", action="store_true", help="CuPy arrays against cuDNN; see gpu_peers.py")
     add("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.shape = options.shape or (QUICK_SHAPES if options.quick else SHAPES)
@@ -407,6 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(",".join(map(str, shape)) for shape in options.shape))
         return 0
+    if options.gpu:
+        return gpu_peers.main(options)
     if options.worker:
         options.worker.write_text(json.dumps(work(options)))
         return 0

@@ -35,6 +35,9 @@ def gpu() -> problems.Library:
     """CuPy on a GPU."""
     import cupy
 
+    from fastgru import packed
+
+    packed._architecture.cache_clear()  # it may keep what the simulation left
     return problems.Library("cupy", cupy.asarray, cupy.asnumpy)
 
 

@@ -143,6 +143,7 @@ class Kernel:
         self, function: Callable[..., None], dtype: np.dtype[Any], threads: int | None = None
     ) -> None:
         self._function, self._dtype, self._threads = function, dtype, threads
+        self._parameters = len(inspect.signature(function).parameters)
         self._on_device: dict[int, Any] = {}
 
     def bind(self, device: Any, *arrays: Any) -> "Launch":
@@ -154,8 +155,7 @@ class Kernel:
             module = _checked(driver.cuModuleLoadData(kernel.code))
             handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
             self._on_device[device.id] = handle
-        numbers = len(inspect.signature(self._function).parameters) - len(arrays)
-        return Launch(handle, arrays, numbers)
+        return Launch(handle, arrays, self._parameters - len(arrays))
 
 
 class Launch:
