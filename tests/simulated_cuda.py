@@ -80,7 +80,9 @@ def _cupy() -> Any:
     module.cuda = types.ModuleType("cupy.cuda")
     module.cuda.Device, module.cuda.get_current_stream = Device, lambda: stream
     module.cuda.runtime = types.SimpleNamespace(
-        getDeviceProperties=lambda number: {"name": b"simulated"}
+        getDeviceProperties=lambda number: {"name": b"simulated"},
+        free=lambda pointer: None,
+        CUDARuntimeError=RuntimeError,
     )
     return module
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastgru
-from fastgru.kernels.cpu.cache import functions_digest
+from fastgru.kernels.store import functions_digest
 
 PROGRAM = """
 import sys, numpy as np, fastgru

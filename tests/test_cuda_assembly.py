@@ -147,3 +147,34 @@ def test_resident_weights(
     loads = tile.length if direction == "forward" else weights
     assert names.count("LDS.128") == loads // 4
     assert len([name for name in names if name.startswith("BAR.SYNC")]) == 3
+
+
+def test_code_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second process loads what the first has compiled; a torn file is compiled again."""
+    import numba
+
+    from fastgru.kernels.cuda import launch, rows
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    made = []
+    real = launch.assemble
+    monkeypatch.setattr(launch, "assemble", lambda *a: made.append(a) or real(*a))
+    assembled(monkeypatch, rows.gather_state, "float32", (9, 0))  # stands for the device
+    made.clear()
+
+    def kernel(key: str | None, dtype: str = "float32") -> Any:
+        return launch.Kernel(rows.gather_state, np.dtype(dtype), key).assembled((9, 0))
+
+    first = kernel("a")
+    (file,) = (tmp_path / "fastgru").iterdir()
+    again = kernel("a")
+    assert (again.name, again.code) == (first.name, first.code)
+    assert len(made) == 1
+    kernel("b")
+    kernel("a", "float64")
+    kernel(None)
+    assert len(made) == 4
+    assert len(list((tmp_path / "fastgru").iterdir())) == 3
+    file.write_bytes(file.read_bytes()[:-1])
+    assert kernel("a").code
+    assert len(made) == 5

@@ -294,6 +294,22 @@ def test_no_loop_that_has_never_run_on_a_gpu_is_chosen(simulated: Library) -> No
             assert chosen(draw(cell, (1, 1, 1, H), dtype="float32"), simulated) == "steps"
 
 
+def test_show_config_names_the_gpu(
+    simulated: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cupy
+
+    fastgru.show_config()
+    assert "GPU               simulated, compute capability 90" in capsys.readouterr().out
+
+    def no_device() -> None:
+        raise RuntimeError("cudaErrorNoDevice")
+
+    monkeypatch.setattr(cupy.cuda, "Device", no_device)
+    fastgru.show_config()
+    assert "GPU               none: cudaErrorNoDevice" in capsys.readouterr().out
+
+
 # --- installation ---------------------------------------------------------------------------------
 
 WITHOUT_NUMBA_CUDA = """

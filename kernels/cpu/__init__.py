@@ -7,7 +7,7 @@ layouts and bad input is decided by the caller.
 from typing import Any
 
 from ..ragged import ragged_rows
-from . import cache
+from ..store import folder
 from .recurrence import Recurrence
 from .simd import register_bits, register_count
 from .threads import describe_threads
@@ -36,5 +36,5 @@ def describe() -> dict[str, str]:
     return {
         "CPU vectors": f"{register_count()} registers of {register_bits()} bits",
         "CPU threads": describe_threads(),
-        "compiled kernels": str(cache.folder() or "not kept: no home folder"),
+        "compiled kernels": str(folder() or "not kept: no home folder"),
     }

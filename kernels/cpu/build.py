@@ -10,9 +10,10 @@ import numpy as np
 from numba import types
 
 from ..cells import Cell, Operand
+from ..store import functions_digest
 from . import backward, forward, gradients, packing
 from . import maths as _maths  # noqa: F401 - teaches Numba the primitives that cells call
-from .cache import KernelCache, functions_digest
+from .cache import KernelCache
 from .simd import lanes_of
 
 

@@ -48,6 +48,9 @@ def describe() -> dict[str, str]:
     """What these kernels compute with, by label."""
     import cupy
 
-    device = cupy.cuda.Device()
+    try:
+        device = cupy.cuda.Device()
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # CuPy is installed, but there is no GPU
+        return {"GPU": f"none: {error}"}
     name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
     return {"GPU": f"{name}, compute capability {device.compute_capability}"}

@@ -6,15 +6,17 @@ takes longer than a small kernel runs.
 """
 
 import ctypes
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numba_cuda
 import numpy as np
 from cuda.bindings import driver, nvjitlink
 from numba import cuda
 from numba.cuda import types
+
+from .. import store
 
 # Threads of a block, over units or features and over rows.
 BLOCK = (32, 4)
@@ -69,7 +71,6 @@ class Assembled(NamedTuple):
     log: str  # the linker's: registers, spilled bytes
 
 
-@functools.cache
 def assemble(
     function: Callable[..., None],
     dtype: np.dtype[Any],
@@ -135,23 +136,45 @@ class Kernel:
     function : callable
         Its parameters are arrays, then numbers.
     dtype : numpy.dtype
+    key : str or None
+        What, beyond the sources, the function and the dtype, decides the code: names it on disk.
+        Without one it is not kept there.
     threads : int, optional
         Of a block, at most, where that decides how many registers a thread may have.
     """
 
     def __init__(
-        self, function: Callable[..., None], dtype: np.dtype[Any], threads: int | None = None
+        self,
+        function: Callable[..., None],
+        dtype: np.dtype[Any],
+        key: str | None,
+        threads: int | None = None,
     ) -> None:
-        self._function, self._dtype, self._threads = function, dtype, threads
+        self._function, self._dtype, self._key, self._threads = function, dtype, key, threads
         self._parameters = len(inspect.signature(function).parameters)
         self._on_device: dict[int, Any] = {}
+
+    def assembled(self, capability: tuple[int, int]) -> Assembled:
+        """The machine code for a compute capability, from the disk if it is there."""
+        parts = (
+            numba_cuda.__version__, nvjitlink.version(), store.sources_digest("cuda"),
+            self._function.__qualname__, self._key, str(self._dtype), capability, self._threads,
+        )  # fmt: skip
+        kept = store.read(parts) if self._key is not None else None
+        if kept is not None:
+            name, _, code = kept.partition(b"\0")
+            return Assembled(name.decode(), code, "")
+        made = assemble(self._function, self._dtype, capability, self._threads)
+        if self._key is not None:
+            store.write(parts, made.name.encode() + b"\0" + made.code)
+        return made
 
     def bind(self, device: Any, *arrays: Any) -> "Launch":
         """The kernel with its arrays, which must have the types that it is compiled for."""
         handle = self._on_device.get(device.id)
         if handle is None:
             major, minor = divmod(int(device.compute_capability), 10)
-            kernel = assemble(self._function, self._dtype, (major, minor), self._threads)
+            kernel = self.assembled((major, minor))
             module = _checked(driver.cuModuleLoadData(kernel.code))
             handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
             self._on_device[device.id] = handle

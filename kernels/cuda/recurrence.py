@@ -7,6 +7,7 @@ rows through those steps: see `choice`.
 
 import functools
 import logging
+import threading
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .launch import BLOCK, MOVE_BLOCK, Kernel, move_grid, unit_grid
 from .steps import phase_kernels
 
 _log = logging.getLogger(__name__)
+_of_thread = threading.local()
 
 # Workspace for a block of steps; larger blocks make no product faster.
 _BLOCK_BYTES = 256 * 2**20
@@ -51,7 +53,7 @@ def _row_kernels(dtype: np.dtype[Any]) -> dict[str, Kernel]:
         rows.gather_sequence, rows.add_sequence, rows.gather_h_before, rows.gather_state,
         rows.scatter_state,
     )  # fmt: skip
-    return {function.__name__: Kernel(function, dtype) for function in functions}
+    return {function.__name__: Kernel(function, dtype, "") for function in functions}
 
 
 class Recurrence:
@@ -95,6 +97,11 @@ class Recurrence:
     def _context(self, reverse: bool) -> Context:
         """The current device and stream, and all that does not change from call to call."""
         device = self.xp.cuda.Device()
+        # The driver launches in a thread's context, which the first call of the runtime makes.
+        ready: set[int] = vars(_of_thread).setdefault("devices", set())
+        if device.id not in ready:
+            self.xp.cuda.runtime.free(0)
+            ready.add(device.id)
         if device.id not in self._indices_on:
             order, lengths, offset = (self.xp.asarray(p.astype(np.int64)) for p in self.ragged)
             self._indices_on[device.id] = order, lengths, offset

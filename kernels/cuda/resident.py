@@ -7,6 +7,7 @@ import numpy as np
 
 from ..cells import HIDDEN, Cell
 from ..plan import phase_plans
+from ..store import cell_digest
 from .context import BackwardArrays, Context, ForwardArrays, Loop
 from .launch import Kernel
 from .resident_kernels import Tile, make_resident_backward, make_resident_forward
@@ -52,7 +53,9 @@ def _kernels(cell: Cell, H: int, dtype: np.dtype[Any]) -> _Kernels:
     if tile is None:
         raise ValueError(f"H: expected weights that fit a block of threads, got {H} units")
     forward, backward = make_resident_forward(cell, tile), make_resident_backward(cell, tile)
-    kernels = (Kernel(function, dtype, tile.threads) for function in (forward, backward))
+    digest = cell_digest(cell)
+    key = None if digest is None else f"{digest} {tile}"
+    kernels = (Kernel(function, dtype, key, tile.threads) for function in (forward, backward))
     return _Kernels(tile, *kernels)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..cells import HIDDEN, Cell
 from ..plan import PhasePlan, phase_plans
+from ..store import cell_digest
 from .blas import Matrix
 from .context import BackwardArrays, Context, ForwardArrays, Loop
 from .launch import BLOCK, Kernel, unit_grid
@@ -33,9 +34,13 @@ class PhaseKernels(NamedTuple):
 def phase_kernels(cell: Cell, dtype: np.dtype[Any]) -> tuple[PhaseKernels, ...]:
     """The kernels of each phase of a cell."""
 
+    digest = cell_digest(cell)
+
     def kernels(plan: PhasePlan) -> PhaseKernels:
+        key = None if digest is None else f"{digest} {plan.number}"
+
         def of(make: Callable[[Cell, int], Callable[..., None]]) -> Kernel:
-            return Kernel(make(cell, plan.number), dtype)
+            return Kernel(make(cell, plan.number), dtype, key)
 
         plain = cell.phases[plan.number].operand is HIDDEN or plan.recurrents == 0
         return PhaseKernels(
