@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All checks and measurements that need a GPU, for a machine with one and without a network:
 #   bash benchmarks/check_gpu.sh FOLDER
-# Needs Python with fastgru's requirements, numba-cuda, CuPy, PyTorch and pytest. Takes some seven
-# minutes; each part writes its log into FOLDER, and a part that fails does not stop the others.
+# Needs Python with fastgru's requirements, numba-cuda, CuPy, PyTorch, pytest and hypothesis, and
+# compute-sanitizer. Takes eight minutes at most; each part writes its log into FOLDER, and a part that fails does not stop the others.
 set -uo pipefail
 folder=$(realpath -m "${1:?name a folder for the logs}")
 mkdir -p "$folder"
@@ -18,12 +18,21 @@ part() {  # name, limit in seconds, command
     [ "$status" -eq 0 ] || failed=1
 }
 
-small='test_any_strides or test_padding or test_resident_weights'
 part config 60 python -c 'import fastgru; fastgru.show_config()'
 part tests 150 python -m pytest -p no:cacheprovider -q -m gpu tests
-part memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 1 \
-    python -m pytest -p no:cacheprovider -q -x -m gpu -k "$small" tests/test_cupy.py
-part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 \
-    python -m pytest -p no:cacheprovider -q -x -m gpu -k test_resident_weights tests/test_cupy.py
-part compare 150 python benchmarks/compare_peers.py --gpu --rounds 3 --json "$folder/gpu.json"
+# Without CuPy's pool of memory, whose large pieces hide what is written beyond an array.
+export FASTGRU_TEST_PLAIN_MEMORY=1
+if command -v compute-sanitizer >/dev/null; then
+    part memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 1 \
+        python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
+        -k 'test_any_strides or test_padding or test_resident_weights and not same_bits'
+    part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 \
+        python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
+        -k 'test_resident_weights and not same_bits'
+else
+    echo "memcheck, racecheck: compute-sanitizer is not on the PATH"
+    failed=1
+fi
+unset FASTGRU_TEST_PLAIN_MEMORY
+part compare 180 python benchmarks/compare_peers.py --gpu --rounds 2 --json "$folder/gpu.json"
 exit "$failed"

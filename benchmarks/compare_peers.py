@@ -399,6 +399,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.shape = options.shape or (QUICK_SHAPES if options.quick else SHAPES)
     options.rounds = options.rounds or (2 if options.quick else 5)
+    if options.gpu:
+        given = [n for n in ("dtype", "threads", "shape", "goal") if f"--{n}" in (arguments or [])]
+        if given or ("step" in options.mode and "--mode" in (arguments or [])):
+            parser.error(f"--gpu: not with {' and '.join(given) or '--mode step'}")
+        options.mode = [mode for mode in options.mode if mode != "step"]
     return options
 
 

@@ -10,9 +10,8 @@ import argparse
 import json
 import platform
 from collections.abc import Callable
-from pathlib import Path
 from statistics import geometric_mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,10 +25,15 @@ PRECISIONS = ("float32", "tf32", "bf16")
 # Of an H200, estimated: operations a second, seconds a step.
 PEAK = {"float32": 60e12, "tf32": 300e12, "bf16": 600e12}
 EXCHANGE, ONE_BLOCK = 0.45e-6, 0.12e-6
-TOLERANCE = {"float32": 1e-5, "tf32": 5e-3, "bf16": 5e-2}
-CALLS = 10  # in a turn
+TOLERANCE = {"float32": 1e-4, "tf32": 2e-2, "bf16": 2e-1}  # of the largest magnitude
+TURN, MOST_CALLS = 0.03, 10  # seconds of calls, and calls, in a turn
 
-Run = Callable[[], Any]
+
+class Contender(NamedTuple):
+    """`prepare` comes before a turn and is not timed; `run` gives y and, in training, dx."""
+
+    prepare: Callable[[], Any]
+    run: Callable[[], Any]
 
 
 def floor(cell: str, B: int, H: int, precision: str, mode: str) -> float:
@@ -40,66 +44,86 @@ def floor(cell: str, B: int, H: int, precision: str, mode: str) -> float:
     return once if mode == "forward" else 3 * once
 
 
-def ours(params: Any, x: Any, dy: Any, precision: str, mode: str) -> Run:
-    """A call of fastgru."""
-    option = None if precision == "float32" else precision
+def ours(params: Any, x: Any, dy: Any, precision: str, mode: str) -> Contender:
+    """fastgru: weights packed beforehand for inference, plain ones for training."""
+    option: Any = {"time_major": True}
+    option |= {} if precision == "float32" else {"precision": precision}
     if mode == "forward":
         packed = fastgru.pack(params)
-        return lambda: fastgru.forward(x, packed, time_major=True, precision=option)
+        return Contender(lambda: None, lambda: fastgru.forward(x, packed, **option)[:1])
 
     def train() -> Any:
-        y, _, saved = fastgru.forward_train(x, params, time_major=True, precision=option)
-        return y, fastgru.backward(saved, dy)
+        y, _, saved = fastgru.forward_train(x, params, **option)
+        return y, fastgru.backward(saved, dy).x
 
-    return train
+    return Contender(lambda: None, train)
 
 
-def theirs(torch: Any, cell: str, weights: Any, x: Any, dy: Any, precision: str, mode: str) -> Run:
-    """A call of PyTorch, on its own copies."""
+def theirs(
+    torch: Any, cell: str, weights: Any, x: Any, dy: Any, precision: str, mode: str
+) -> Contender:
+    """PyTorch's layer, which is cuDNN's."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell]
     layer = kind(x.shape[2], dy.shape[2]).cuda()
     layer.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
-    layer.to(dtype).flatten_parameters()
+    layer.to(dtype).train(mode == "train").flatten_parameters()
     own_x, own_dy = (torch.from_numpy(a).cuda().to(dtype) for a in (x, dy))
     own_x.requires_grad_(mode == "train")
 
-    def allow() -> None:
+    def prepare() -> None:
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
+    @torch.inference_mode()
     def forward() -> Any:
-        allow()
-        with torch.inference_mode():
-            return layer(own_x)
+        return layer(own_x)[:1]
 
     def train() -> Any:
-        allow()
         own_x.grad = None
         layer.zero_grad(set_to_none=True)
         y, _ = layer(own_x)
         y.backward(own_dy)
         return y.detach(), own_x.grad
 
-    return forward if mode == "forward" else train
+    return Contender(prepare, forward if mode == "forward" else train)
 
 
-def play(torch: Any, runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+def read(result: Any) -> list[Any]:
+    """Results as float32 NumPy arrays."""
+    return [a.float().cpu().numpy() if hasattr(a, "cpu") else a.get() for a in result]
+
+
+def check(results: dict[str, list[Any]]) -> dict[str, str]:
+    """What is wrong with each contender's results, beside cuDNN's in float32."""
+    wrong = {}
+    for name, found in results.items():
+        for label, got, want in zip(("y", "dx"), found, results["cuDNN float32"], strict=False):
+            error = float(np.abs(got - want).max() / max(1, np.abs(want).max()))
+            if not error <= TOLERANCE[name.split()[1]]:
+                wrong[name] = f"{label} differs by {error:.1e}"
+    return wrong
+
+
+def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
     """Seconds a call of each contender in each round."""
-    laps: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    torch.cuda.synchronize()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            run()
+    laps: dict[str, list[float]] = {name: [] for name in contenders}
+    calls = dict.fromkeys(contenders, 1)
+    for number in range(rounds + 1):  # the first decides the number of calls
+        for name, contender in contenders.items():
+            contender.prepare()
+            contender.run()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            for _ in range(CALLS):
-                run()
+            for _ in range(calls[name]):
+                contender.run()
             end.record()
             end.synchronize()
-            laps[name].append(start.elapsed_time(end) / 1e3 / CALLS)
+            seconds = start.elapsed_time(end) / 1e3 / calls[name]
+            if number:
+                laps[name].append(seconds)
+            else:
+                calls[name] = max(1, min(MOST_CALLS, int(TURN / seconds)))
     return laps
 
 
@@ -112,45 +136,53 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> list[dict[str,
     host = fastgru.init_params(H, H, cell=cell, rng=rng)
     x, dy = (rng.standard_normal((T, B, H), "float32") for _ in range(2))
     params, on_x, on_dy = host.map(cupy.asarray), cupy.asarray(x), cupy.asarray(dy)
-    runs: dict[str, Run] = {}
+    contenders: dict[str, Contender] = {}
     for precision in PRECISIONS:
-        runs[f"fastgru {precision}"] = ours(params, on_x, on_dy, precision, mode)
-        runs[f"cuDNN {precision}"] = theirs(torch, cell, host.to_dict(), x, dy, precision, mode)
-    exact, _ = fastgru.forward(x, host, time_major=True)
-    for name, run in runs.items():
-        y = run()[0]
-        y = cupy.asnumpy(y) if isinstance(y, cupy.ndarray) else y.float().cpu().numpy()
-        error = float(np.abs(y - exact).max())
-        if not error <= TOLERANCE[name.split()[1]]:
-            raise ValueError(f"{name} differs from the result on the CPU by {error:.1e}")
-    laps = play(torch, runs, rounds)
+        contenders[f"fastgru {precision}"] = ours(params, on_x, on_dy, precision, mode)
+        contenders[f"cuDNN {precision}"] = theirs(
+            torch, cell, host.to_dict(), x, dy, precision, mode
+        )
+    results = {}
+    for name, contender in contenders.items():
+        contender.prepare()
+        results[name] = read(contender.run())
+    wrong = check(results)
+    laps = play(torch, contenders, rounds)
     rows = []
     for precision in PRECISIONS:
-        own, other = (median(laps[f"{name} {precision}"]) for name in ("fastgru", "cuDNN"))
-        bound = floor(cell, B, H, precision, mode)
+        names = [f"{name} {precision}" for name in ("fastgru", "cuDNN")]
+        own, other = (median(laps[name]) for name in names)
         row = {"cell": cell, "mode": mode, "B": B, "H": H, "precision": precision}
-        row |= {"fastgru": own, "cuDNN": other, "ratio": other / own, "floor": bound}
-        rows.append(row | {"seconds": {n: v for n, v in laps.items() if n.endswith(precision)}})
+        row |= {"fastgru": own, "cuDNN": other, "ratio": other / own}
+        row |= {"floor": floor(cell, B, H, precision, mode)}
+        row |= {"seconds": {name: laps[name] for name in names}}
+        rows.append(row | {"wrong": {name: wrong[name] for name in names if name in wrong}})
     return rows
 
 
+def show(row: dict[str, Any]) -> None:
+    """Print a row."""
+    sizes = f"{row['B']:>5}{row['H']:>6}  {row['precision']:<10}"
+    times = f"{1e6 * row['fastgru']:>10.0f}{1e6 * row['cuDNN']:>10.0f}{row['ratio']:>8.2f}"
+    wrong = "; ".join(f"{name}: {text}" for name, text in row["wrong"].items())
+    print(f"{sizes}{times}{row['floor'] / row['fastgru']:>10.2f}  {wrong}", flush=True)
+
+
 def main(options: argparse.Namespace) -> int:
-    """Print all tables; 1 if a shape failed."""
+    """Print all tables; 1 if a shape failed or results were wrong."""
     import torch
 
     shapes = QUICK if options.quick else [(B, H) for H in HIDDEN for B in BATCH]
-    device = torch.cuda.get_device_name()
-    print(f"{device}, {platform.platform()}, PyTorch {torch.__version__}; T = {T}, I = H")
+    facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "T": T}
+    print(f"{facts['device']}, {platform.platform()}, PyTorch {facts['torch']}; T = {T}, I = H")
     fastgru.show_config()
-    rows, failed = [], False
+    rows: list[dict[str, Any]] = []
+    failed = False
     for cell in options.cell:
-        for mode in (mode for mode in options.mode if mode != "step"):
+        for mode in options.mode:
             print(f"\n{cell}, {mode}; µs a call, medians of {options.rounds} rounds")
-            print(
-                f"{'B':>5}{'H':>6}  {'precision':<10}{'fastgru':>10}{'cuDNN':>10}{'ratio':>8}",
-                end="",
-            )
-            print(f"{'of floor':>10}")
+            print(f"{'B':>5}{'H':>6}  {'precision':<10}{'fastgru':>10}{'cuDNN':>10}", end="")
+            print(f"{'ratio':>8}{'of floor':>10}")
             found: list[dict[str, Any]] = []
             for B, H in shapes:
                 try:
@@ -160,21 +192,14 @@ def main(options: argparse.Namespace) -> int:
                     print(f"{B:>5}{H:>6}  error: {type(error).__name__}: {error}", flush=True)
                     continue
                 for row in found[-len(PRECISIONS) :]:
-                    print(
-                        f"{B:>5}{H:>6}  {row['precision']:<10}{1e6 * row['fastgru']:>10.0f}"
-                        f"{1e6 * row['cuDNN']:>10.0f}{row['ratio']:>8.2f}"
-                        f"{row['floor'] / row['fastgru']:>10.2f}",
-                        flush=True,
-                    )
+                    show(row)
+                if options.json:  # now, as there may be a limit on the time
+                    written = {"machine": facts, "rows": rows + found}
+                    options.json.write_text(json.dumps(written, indent=1))
             for precision in PRECISIONS:
                 ratios = [row["ratio"] for row in found if row["precision"] == precision]
                 if ratios:
-                    print(
-                        f"geometric mean of the ratios, {precision}: {geometric_mean(ratios):.2f}"
-                    )
+                    mean = geometric_mean(ratios)
+                    print(f"geometric mean of the ratios, {precision}: {mean:.2f}")
             rows += found
-    if options.json:
-        facts = {"device": device, "torch": torch.__version__, "T": T}
-        options.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1))
-        print(f"written: {Path(options.json)}")
-    return int(failed)
+    return int(failed or any(row["wrong"] for row in rows))

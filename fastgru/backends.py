@@ -1,8 +1,8 @@
 """From an array to its library and the kernels that compute on it: the one place that dispatches.
 
 A backend's kernels are a module that offers `pack`, `give_back`, `ragged_rows`, `Recurrence`,
-`precisions`, `device_of` and `describe`; see `fastgru.kernels.cpu`. Libraries are imported when an
-array of theirs comes, never before.
+`precisions`, `copy`, `device_of` and `describe`; see `fastgru.kernels.cpu`. Libraries are imported
+when an array of theirs comes, never before.
 """
 
 import functools
@@ -100,6 +100,6 @@ def describe_backends() -> dict[str, str]:
     for library in _KERNELS:
         try:
             lines |= backend(library).kernels.describe()
-        except ModuleNotFoundError as error:
+        except Exception as error:  # whatever an installation lacks: this is where one looks
             lines[f"{library} arrays"] = f"not supported here: {error}"
     return lines

@@ -108,7 +108,7 @@ class Call:
         self.seen_gradients: set[Any] = set()
         self._state_shape = (architecture.num_layers * D, N, H)
 
-    def _elsewhere(self, x: Any, packed: Packed, state: State, dy: Any = None) -> Any:
+    def _elsewhere(self, packed: Packed, **arrays: Any) -> Any:
         """The arrays' device, unless it is the current one.
 
         Raises
@@ -116,14 +116,14 @@ class Call:
         ValueError
             If they are on several.
         """
-        home = self._device_of(packed.params.layers[0][0].weight_ih)
-        members = state if isinstance(state, tuple | list) else (state,)
-        for name, array in (("x", x), ("dy", dy), *(("state", member) for member in members)):
-            if array is not None and self._device_of(array) != home:
-                raise ValueError(
-                    f"{name}: expected an array on {home!r}, as params, "
-                    f"got one on {self._device_of(array)!r}"
-                )
+        home = packed.device
+        for name, value in arrays.items():
+            for array in value if isinstance(value, tuple | list) else (value,):
+                if array is not None and self._device_of(array) != home:
+                    raise ValueError(
+                        f"{name}: expected an array on {home!r}, as params, "
+                        f"got one on {self._device_of(array)!r}"
+                    )
         return None if home == self.xp.cuda.Device() else home
 
     def new_state(self, make: Callable[..., Any]) -> tuple[Any, ...]:
@@ -138,6 +138,13 @@ class Call:
             return self.new_state(self.xp.zeros)
         members = (state,) if self._num_states == 1 else tuple(state)
         return members if self.layout.batched else self.layout.inner_state(members)
+
+    def inner_gradient(self, dh_n: State) -> tuple[Any, ...]:
+        """A user's gradient of h_n, checked, as the kernels take it; zeros for what is None."""
+        if dh_n.__class__ in (tuple, list) and any(member is None for member in dh_n):
+            zeros = self.layout.outer_state(self.new_state(self.xp.zeros))
+            dh_n = tuple(z if m is None else m for m, z in zip(dh_n, zeros, strict=True))
+        return self.inner_state(dh_n)
 
     def run(
         self, x: Any, layouts: Any, initial: tuple[Any, ...], keep: bool
@@ -189,29 +196,34 @@ class Call:
 
 
 def call_for(
-    check: Callable[..., Call], packed: Packed, x: Any, state: State, time_major: bool
+    check: Callable[..., Call],
+    packed: Packed,
+    x: Any,
+    state: State,
+    time_major: bool,
+    precision: Any,
 ) -> Call:
     """The kept call for arguments of these kinds.
 
-    ``check(packed, x, state, time_major)`` makes it, or raises; it may look at nothing but the
-    types, dtypes and shapes of arrays.
+    ``check(packed, x, state, time_major, precision)`` makes it, or raises; it may look at nothing
+    but the types, dtypes and shapes of arrays.
     """
     calls = packed.architecture.calls
     try:
         key: Any
         if state is None:
-            key = check, time_major, x.__class__, x.dtype, x.shape
+            key = check, time_major, precision, x.__class__, x.dtype, x.shape
         elif state.__class__ is tuple:
             members = [part for m in state for part in (m.__class__, m.dtype, m.shape)]
-            key = check, time_major, x.__class__, x.dtype, x.shape, tuple, *members
+            key = check, time_major, precision, x.__class__, x.dtype, x.shape, tuple, *members
         else:
-            kind = state.__class__
-            key = check, time_major, x.__class__, x.dtype, x.shape, kind, state.dtype, state.shape
+            own = state.__class__, state.dtype, state.shape
+            key = check, time_major, precision, x.__class__, x.dtype, x.shape, own
         call: Call | None = calls.get(key)
     except (AttributeError, TypeError):  # no arrays: the check will say so, or accept a list
-        return check(packed, x, state, time_major)
+        return check(packed, x, state, time_major, precision)
     if call is None:
-        call = check(packed, x, state, time_major)
+        call = check(packed, x, state, time_major, precision)
         if call.N + call.T <= _LARGEST_KEPT:
             if len(calls) >= _KEPT_CALLS:
                 calls.clear()
@@ -224,8 +236,8 @@ def check_sequence(
     x: Any,
     h0: State,
     time_major: Any,
+    precision: Any,
     lengths: Any = None,
-    precision: Any = None,
 ) -> Call:
     """The call of `forward` for arguments that were not seen before."""
     params = packed.params
@@ -252,7 +264,7 @@ def check_sequence(
     return Call(packed.architecture, layout, N, T, lengths, precision)
 
 
-def check_step(packed: Packed, x_t: Any, h: State, time_major: bool, precision: Any = None) -> Call:
+def check_step(packed: Packed, x_t: Any, h: State, time_major: bool, precision: Any) -> Call:
     """The call of `step`, which has no order of axes, for arguments that were not seen before."""
     params = packed.params
     if params.bidirectional:
@@ -287,8 +299,8 @@ def _kind(value: Any) -> Any:
     return value.__class__, value.dtype, value.shape
 
 
-def check_gradients(call: Call, packed: Packed, y: Any, dy: Any, dh_n: State) -> tuple[Any, ...]:
-    """Refuse gradients of y and h_n that do not fit; gives that of h_n as the kernels take it."""
+def check_gradients(call: Call, packed: Packed, y: Any, dy: Any, dh_n: State) -> None:
+    """Refuse gradients of y and h_n that do not fit."""
     try:
         kinds = _kind(dy), _kind(dh_n)
         seen = kinds in call.seen_gradients
@@ -298,10 +310,6 @@ def check_gradients(call: Call, packed: Packed, y: Any, dy: Any, dh_n: State) ->
         _check_gradients(call, packed, y, dy, dh_n)
         if kinds is not None and len(call.seen_gradients) < _KEPT_CALLS:
             call.seen_gradients.add(kinds)
-    if dh_n.__class__ in (tuple, list) and any(member is None for member in dh_n):
-        zeros = call.layout.outer_state(call.new_state(call.xp.zeros))
-        dh_n = tuple(z if m is None else m for m, z in zip(dh_n, zeros, strict=True))
-    return call.inner_state(dh_n)
 
 
 def _check_gradients(call: Call, packed: Packed, y: Any, dy: Any, dh_n: State) -> None:

@@ -119,7 +119,7 @@ def forward(
     """
     packed = as_packed(params)
     call = _call(packed, x, h0, lengths, time_major, precision)
-    if call.elsewhere and (device := call.elsewhere(x, packed, h0)):
+    if call.elsewhere and (device := call.elsewhere(packed, x=x, h0=h0)):
         with device:
             return forward(
                 x, params, h0, lengths=lengths, time_major=time_major, precision=precision
@@ -154,7 +154,7 @@ def forward_train(
     """
     packed = as_packed(params)
     call = _call(packed, x, h0, lengths, time_major, precision)
-    if call.elsewhere and (device := call.elsewhere(x, packed, h0)):
+    if call.elsewhere and (device := call.elsewhere(packed, x=x, h0=h0)):
         with device:
             return forward_train(
                 x, params, h0, lengths=lengths, time_major=time_major, precision=precision
@@ -174,9 +174,9 @@ def forward_train(
 
 def _call(packed: Packed, x: Any, h0: State, lengths: Any, time_major: Any, precision: Any) -> Call:
     """The call for the arguments of `forward`."""
-    if lengths is None and precision is None and (time_major is False or time_major is True):
-        return call_for(check_sequence, packed, x, h0, time_major)
-    return check_sequence(packed, x, h0, time_major, lengths, precision)
+    if lengths is None and (time_major is False or time_major is True):
+        return call_for(check_sequence, packed, x, h0, time_major, precision)
+    return check_sequence(packed, x, h0, time_major, precision, lengths)
 
 
 def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
@@ -207,10 +207,11 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
         raise TypeError(f"saved: expected Saved, got {type(saved).__qualname__}")
     packed, call, sequences = saved._packed, saved._call, saved._sequences
     params, layout, xp, H, D = packed.params, call.layout, call.xp, call.H, call.D
-    dfinal = check_gradients(call, packed, sequences[-1], dy, dh_n)
-    if call.elsewhere and (device := call.elsewhere(sequences[0], packed, dfinal, dy)):
+    check_gradients(call, packed, sequences[-1], dy, dh_n)
+    if call.elsewhere and (device := call.elsewhere(packed, dy=dy, dh_n=dh_n)):
         with device:
             return backward(saved, dy, dh_n)
+    dfinal = call.inner_gradient(dh_n)
     if dy is not None:
         dy = layout.inner(dy)
     dinitial = call.new_state(xp.empty)
@@ -263,11 +264,8 @@ def step(
         As for `forward`; ValueError also if `params` are bidirectional.
     """
     packed = as_packed(params)
-    if precision is None:
-        call = call_for(check_step, packed, x_t, h, False)
-    else:
-        call = check_step(packed, x_t, h, False, precision)
-    if call.elsewhere and (device := call.elsewhere(x_t, packed, h)):
+    call = call_for(check_step, packed, x_t, h, False, precision)
+    if call.elsewhere and (device := call.elsewhere(packed, x_t=x_t, h=h)):
         with device:
             return step(x_t, params, h, precision=precision)
     final = call.run_step(x_t[:, None], packed.layouts, call.inner_state(h))

@@ -75,6 +75,22 @@ class Packed:
             for layer in self.params.layers
         )
 
+    @functools.cached_property
+    def device(self) -> Any:
+        """Where the weights are, for libraries with devices.
+
+        Raises
+        ------
+        ValueError
+            If they are on several.
+        """
+        device_of = self.architecture.backend.kernels.device_of
+        arrays = [a for layer in self.params.layers for w in layer for _, a in w.items()]
+        devices = list(dict.fromkeys(device_of(array) for array in arrays))
+        if len(devices) > 1:
+            raise ValueError(f"params: expected all arrays on one device, got {devices}")
+        return devices[0]
+
     def give_back(self) -> None:
         """Let go of the layouts, which are made anew if they are asked for again."""
         for layer in vars(self).pop("layouts", ()):
@@ -117,8 +133,7 @@ def pack(params: Params | Packed) -> Packed:
         If what the kernels for its array library need is not installed.
     """
     if isinstance(params, Params):
-        backend(params.library)  # refused before anything is copied
-        params = params.map(lambda array: array.copy())
+        params = params.map(backend(params.library).kernels.copy)
     packed = as_packed(params)
     packed.layouts  # noqa: B018 - made now, which is what packing is for
     return packed

@@ -427,7 +427,7 @@ def init_params(
     rng : None, int or numpy.random.Generator
         Source of randomness, or the seed of one; see `numpy.random.default_rng`.
     like : array, optional
-        Make the arrays with the library of this one; NumPy by default.
+        Make the arrays with the library of this one, on its device; NumPy by default.
 
     Returns
     -------
@@ -445,12 +445,14 @@ def init_params(
     directions = 1 + check_flag("bidirectional", bidirectional)
     with_bias = check_flag("bias", bias)
     kind = _check_kind(dtype)
-    xp = np if like is None else backend(library_of("like", like)).xp
+    library = "numpy" if like is None else library_of("like", like)
+    kernels = None if library == "numpy" else backend(library).kernels
     generator = _check_rng(rng)
     limit = hidden**-0.5
 
     def draw(shape: tuple[int, ...]) -> Any:
-        return xp.asarray(generator.uniform(-limit, limit, shape).astype(kind))
+        drawn = generator.uniform(-limit, limit, shape).astype(kind)
+        return drawn if kernels is None else kernels.place(drawn, like)
 
     stack = []
     for _ in range(layers):

@@ -15,12 +15,12 @@ and, backward, the phases in reverse:
     da, dstate, dvalues = backward(h, values, dstate, dvalues)
     dh, dv = operand.gradient(h, values, sum_j U_j^T da_j);  dstate[0] += dh;  dvalues += dv
 
-Here `h` is the state's first member before the step: the only part of the state that backward is
-given, because the output sequence already holds it. Whatever else backward needs, forward returns
-among its values. `backward` receives the values of its own and all earlier phases with their
-gradients so far, and returns the gradients of the earlier phases' values alone. `dstate` comes in
-as the gradient of the state after the phase and leaves as that of the state before it, the path
-through the recurrent product excepted.
+Here `h` is the state's first member before the step, which only the last phase changes: the only
+part of the state that backward is given, because the output sequence already holds it. Whatever
+else backward needs, forward returns among its values. `backward` receives the values of its own and
+all earlier phases with their gradients so far, and returns the gradients of the earlier phases'
+values alone. `dstate` comes in as the gradient of the state after the phase and leaves as that of
+the state before it, the path through the recurrent product excepted.
 
 The functions are compiled for vectors of units (CPU) and for single units (GPU), and run as plain
 Python; they use tuples, arithmetic and `primitives`, nothing else.

@@ -9,6 +9,8 @@ import toys  # noqa: F401
 
 # Set where the tests of the kernels for GPUs must not be skipped.
 REQUIRED = "FASTGRU_REQUIRE_CUDA_TESTS"
+# Set where CuPy must allocate each array by itself, for tools that look for overruns.
+PLAIN_MEMORY = "FASTGRU_TEST_PLAIN_MEMORY"
 
 
 @pytest.fixture
@@ -38,6 +40,8 @@ def gpu() -> problems.Library:
     from fastgru import packed
 
     packed._architecture.cache_clear()  # it may keep what the simulation left
+    if os.environ.get(PLAIN_MEMORY):
+        cupy.cuda.set_allocator(None)
     return problems.Library("cupy", cupy.asarray, cupy.asnumpy)
 
 

@@ -50,6 +50,12 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
     def __array_finalize__(self, of: Any) -> None:
         self._device = getattr(of, "_device", None) or Device()
 
+    def copy(self, order: Any = "C") -> Any:
+        """A copy on the current device, as CuPy makes it."""
+        made = np.array(self, order=order, subok=False).view(ndarray)
+        made._device = Device()
+        return made
+
     @property
     def device(self) -> Device:
         """Where the array is."""
@@ -82,7 +88,6 @@ def _cupy() -> Any:
     module.cuda.runtime = types.SimpleNamespace(
         getDeviceProperties=lambda number: {"name": b"simulated"},
         free=lambda pointer: None,
-        CUDARuntimeError=RuntimeError,
     )
     return module
 
@@ -131,12 +136,22 @@ class Cuda:
         assert array.shape == shape
         return array
 
+    turn = 0
+
     def run(self, kernel: Any, waits: bool) -> None:
-        """Run all blocks; `waits` tells whether threads do."""
+        """Run all blocks; `waits` tells whether threads do.
+
+        Every other launch runs its threads in reverse: no order is promised.
+        """
+        assert 0 < self.blockDim.x * self.blockDim.y <= 1024
+        assert 0 < self.gridDim.x < 2**31
+        assert 0 < self.gridDim.y < 2**16
+        Cuda.turn += 1
         for y, x in itertools.product(range(self.gridDim.y), range(self.gridDim.x)):
             self.blockIdx = Block(x, y)
             inside = itertools.product(range(self.blockDim.y), range(self.blockDim.x))
             threads = [Thread(self.blockIdx, at_x, at_y) for at_y, at_x in inside]
+            threads = threads[:: 1 if Cuda.turn % 2 else -1]
             if waits:
                 self._run_together(kernel, threads)
             else:

@@ -15,6 +15,7 @@ from .weights import give_back, pack
 
 __all__ = [
     "Recurrence",
+    "copy",
     "describe",
     "device_of",
     "give_back",
@@ -24,6 +25,11 @@ __all__ = [
 ]
 
 device_of = None  # memory is one
+
+
+def copy(array: Any) -> Any:
+    """A copy of an array."""
+    return array.copy()
 
 
 def precisions(dtype: Any) -> tuple[str | None, ...]:

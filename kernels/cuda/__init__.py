@@ -21,10 +21,12 @@ from .recurrence import Recurrence, pack
 
 __all__ = [
     "Recurrence",
+    "copy",
     "describe",
     "device_of",
     "give_back",
     "pack",
+    "place",
     "precisions",
     "ragged_rows",
 ]
@@ -40,6 +42,20 @@ def precisions(dtype: Any) -> tuple[str | None, ...]:
     return tuple(blas.COMPUTE) if dtype.itemsize == 4 else (None,)
 
 
+def copy(array: Any) -> Any:
+    """A copy of an array, where it is: CuPy copies to the current device."""
+    with array.device:
+        return array.copy()
+
+
+def place(array: Any, like: Any) -> Any:
+    """A NumPy array on the device of a CuPy array."""
+    import cupy
+
+    with like.device:
+        return cupy.asarray(array)
+
+
 def give_back(packed: Any) -> None:
     """Packed weights take no memory of ours."""
 
@@ -48,9 +64,6 @@ def describe() -> dict[str, str]:
     """What these kernels compute with, by label."""
     import cupy
 
-    try:
-        device = cupy.cuda.Device()
-    except cupy.cuda.runtime.CUDARuntimeError as error:  # CuPy is installed, but there is no GPU
-        return {"GPU": f"none: {error}"}
+    device = cupy.cuda.Device()
     name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
     return {"GPU": f"{name}, compute capability {device.compute_capability}"}

@@ -8,7 +8,7 @@ import numpy as np
 from ..cells import Cell
 
 
-class Weights(NamedTuple):
+class PackedWeights(NamedTuple):
     """The weights of one layer and direction, as the kernels take them."""
 
     ih: Any  # (input gates * H, I)
@@ -52,7 +52,7 @@ class ForwardArrays(NamedTuple):
     """What a loop forward reads and writes."""
 
     x_sums: Any  # (packed rows of a block of steps, input gates, H): W x
-    weights: Weights
+    weights: PackedWeights
     state: Any  # (N, states, H), updated
     values: Any  # (packed rows, values, H) if they are kept, else (N, values, H); written
     y_out: Any  # (N, T, H), any strides; written
@@ -63,7 +63,7 @@ class BackwardArrays(NamedTuple):
     """What a loop backward reads and writes."""
 
     h_before: Any  # (packed rows of a block of steps, 1, H): h before each step
-    weights: Weights
+    weights: PackedWeights
     values: Any  # (packed rows, values, H)
     dy: Any  # (N, T, H), any strides; read if `has_dy`
     dstate: Any  # (N, states, H), updated

@@ -57,8 +57,7 @@ def _sigmoid(a):
 def load_four(array, row, middle, k):
     """Four neighbours ``array[row, middle, k : k + 4]``, where k is a multiple of four.
 
-    `array` is contiguous, float32, and starts on 16 bytes, as every row of it does.
-    Becomes LDS.128, or LDG.E.128, of global memory.
+    `array` is shared memory, float32, and starts on 16 bytes, as every row of it does: LDS.128.
     """
     a = array[row, middle]
     return a[k], a[k + 1], a[k + 2], a[k + 3]

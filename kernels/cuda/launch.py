@@ -1,8 +1,8 @@
 """From a kernel's Python to its launch: types, machine code for a device, arguments.
 
 Kernels are compiled for one signature that their parameters' names imply, and launched by the
-driver's own call from arguments laid out once: Numba's launcher looks at every array anew, which
-takes longer than a small kernel runs.
+driver's own call from arguments laid out once a pass: Numba's launcher looks at every array in each
+step anew, which takes longer than a small kernel runs.
 """
 
 import ctypes
@@ -35,8 +35,15 @@ def move_grid(steps: int, rows: int) -> tuple[int, int]:
     return steps, min(rows, _MOST)
 
 
+_NUMBERS = (
+    "rows", "step", "first_step", "last_step", "reverse", "keep", "has_dy", "layer", "member",
+    "x_start", "block_start", "value_start",
+)  # fmt: skip
+_LEGACY_STREAM = 1  # of the driver; what its 0 means depends on the environment
+
+
 def _parameter_types(dtype: Any) -> dict[str, Any]:
-    """Types of all array parameters of all kernels, by name; those not named are numbers."""
+    """Types of all parameters of all kernels, by name."""
 
     def ours(ndim: int) -> Any:
         return types.Array(dtype, ndim, "C")
@@ -45,6 +52,7 @@ def _parameter_types(dtype: Any) -> dict[str, Any]:
     theirs_out = types.Array(dtype, 3, "A")
     indices = types.Array(types.int64, 1, "C", readonly=True)
     return {
+        **dict.fromkeys(_NUMBERS, types.int64),
         **dict.fromkeys(("source", "y", "h0", "dy"), theirs),
         **dict.fromkeys(("y_out", "target", "target_out"), theirs_out),
         **dict.fromkeys(("order", "lengths", "offset"), indices),
@@ -60,7 +68,7 @@ def signature_of(function: Callable[..., None], dtype: np.dtype[Any]) -> Any:
     """The signature that a kernel is compiled for."""
     kinds = _parameter_types(types.float32 if dtype.itemsize == 4 else types.float64)
     names = inspect.signature(function).parameters
-    return types.void(*[kinds.get(name, types.int64) for name in names])
+    return types.void(*[kinds[name] for name in names])
 
 
 class Assembled(NamedTuple):
@@ -151,7 +159,9 @@ class Kernel:
         threads: int | None = None,
     ) -> None:
         self._function, self._dtype, self._key, self._threads = function, dtype, key, threads
-        self._parameters = len(inspect.signature(function).parameters)
+        parameters = signature_of(function, dtype).args
+        self._arrays = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
+        self._numbers = len(parameters) - len(self._arrays)
         self._on_device: dict[int, Any] = {}
 
     def assembled(self, capability: tuple[int, int]) -> Assembled:
@@ -170,7 +180,10 @@ class Kernel:
         return made
 
     def bind(self, device: Any, *arrays: Any) -> "Launch":
-        """The kernel with its arrays, which must have the types that it is compiled for."""
+        """The kernel with its arrays, which must have the dtypes that it is compiled for."""
+        found = [array.ndim for array in arrays]
+        if found != self._arrays:
+            raise TypeError(f"expected arrays of {self._arrays} dimensions, got {found}")
         handle = self._on_device.get(device.id)
         if handle is None:
             major, minor = divmod(int(device.compute_capability), 10)
@@ -178,7 +191,7 @@ class Kernel:
             module = _checked(driver.cuModuleLoadData(kernel.code))
             handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
             self._on_device[device.id] = handle
-        return Launch(handle, arrays, self._parameters - len(arrays))
+        return Launch(handle, arrays, self._numbers)
 
 
 class Launch:
@@ -208,4 +221,8 @@ class Launch:
             raise TypeError(f"expected {self._numbers} numbers, got {numbers}")
         self._words[self._first :] = list(numbers)
         where = ctypes.addressof(self._pointers)
-        _checked(driver.cuLaunchKernel(self._handle, *grid, 1, *block, 1, 0, stream, where, 0))
+        _checked(
+            driver.cuLaunchKernel(
+                self._handle, *grid, 1, *block, 1, 0, stream or _LEGACY_STREAM, where, 0
+            )
+        )

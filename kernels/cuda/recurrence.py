@@ -17,18 +17,19 @@ from ..ragged import RaggedRows
 from . import blas, rows
 from .blas import Matrix
 from .choice import choose
-from .context import BackwardArrays, Context, ForwardArrays, Weights
+from .context import BackwardArrays, Context, ForwardArrays, PackedWeights
 from .launch import BLOCK, MOVE_BLOCK, Kernel, move_grid, unit_grid
 from .steps import phase_kernels
 
 _log = logging.getLogger(__name__)
 _of_thread = threading.local()
+_MOST_STREAMS = 16  # whose copies of the ragged order are kept
 
 # Workspace for a block of steps; larger blocks make no product faster.
 _BLOCK_BYTES = 256 * 2**20
 
 
-def pack(cell: Cell, weights: Any) -> Weights:
+def pack(cell: Cell, weights: Any) -> PackedWeights:
     """The weights of one layer and direction by position, contiguous; missing biases are 0."""
     import cupy as xp
 
@@ -44,7 +45,7 @@ def pack(cell: Cell, weights: Any) -> Weights:
     with weights["weight_ih"].device:
         ih = xp.ascontiguousarray(weights["weight_ih"])
         hh = xp.ascontiguousarray(weights["weight_hh"]) if recurrent else xp.empty((0, H), ih.dtype)
-        return Weights(ih, hh, bias("bias_ih", gates), bias("bias_hh", recurrent))
+        return PackedWeights(ih, hh, bias("bias_ih", gates), bias("bias_hh", recurrent))
 
 
 @functools.cache
@@ -92,7 +93,7 @@ class Recurrence:
             "%s, H = %d, %s: loop %r: %s",
             *(cell.name, hidden_size, dtype, self.loop.name, self.loop.why),
         )
-        self._indices_on: dict[int, tuple[Any, Any, Any]] = {}
+        self._indices_on: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
 
     def _context(self, reverse: bool) -> Context:
         """The current device and stream, and all that does not change from call to call."""
@@ -102,12 +103,17 @@ class Recurrence:
         if device.id not in ready:
             self.xp.cuda.runtime.free(0)
             ready.add(device.id)
-        if device.id not in self._indices_on:
+        stream = self.xp.cuda.get_current_stream().ptr
+        # Copied on this stream, and given back to its memory: for other streams it could be too
+        # early, or too late.
+        if len(self._indices_on) >= _MOST_STREAMS:
+            self._indices_on = {}
+        if (device.id, stream) not in self._indices_on:
             order, lengths, offset = (self.xp.asarray(p.astype(np.int64)) for p in self.ragged)
-            self._indices_on[device.id] = order, lengths, offset
+            self._indices_on[device.id, stream] = order, lengths, offset
         return Context(
             self.cell, self.H, self.dtype, self.offset, reverse, self._gemm, self.xp, device,
-            self.xp.cuda.get_current_stream().ptr, *self._indices_on[device.id],
+            stream, *self._indices_on[device.id, stream],
         )  # fmt: skip
 
     def _blocks(self, row_elements: int) -> list[tuple[int, int]]:
@@ -147,7 +153,7 @@ class Recurrence:
 
     def forward(
         self,
-        weights: Weights,
+        weights: PackedWeights,
         x: Any,
         initial: tuple[Any, ...],
         layer: int,
@@ -250,16 +256,16 @@ class Recurrence:
     ) -> None:
         """Add what so many packed rows contribute to the gradients of the weights."""
         H, I, d_ih, d_hh = self.H, self.I, arrays.d_ih, arrays.d_hh
-        ones = Matrix(self.xp.ones((1, count), self.dtype), 0, count)
         wide_ih, wide_hh = self.gates * H, self.recurrent * H
         self._gemm(
             wide_ih, I, count, Matrix(d_ih, 0, wide_ih, transposed=True), Matrix(xs, 0, I),
             Matrix(gradients["weight_ih"], 0, I), add=True,
         )  # fmt: skip
         for name, d, columns in (("bias_ih", d_ih, wide_ih), ("bias_hh", d_hh, wide_hh)):
-            if name in gradients:
+            if name in gradients:  # a sum, and none that a lower precision makes faster
+                ones = Matrix(self.xp.ones((1, count), self.dtype), 0, count)
                 total = Matrix(gradients[name], 0, columns)
-                self._gemm(1, columns, count, ones, Matrix(d, 0, columns), total, add=True)
+                blas.gemm(1, columns, count, ones, Matrix(d, 0, columns), total, add=True)
         for phase in phase_kernels(self.cell, self.dtype):
             part, operand = phase.plan, arrays.h_before
             if part.recurrents == 0:

@@ -99,10 +99,13 @@ def backward(context: Context, arrays: BackwardArrays) -> Loop:
     xp, H, N, stream, device = (getattr(context, n) for n in ("xp", "H", "N", "stream", "device"))
     h_before, weights, values, dy, dstate, d_ih, d_hh, has_dy = arrays
     offset, stride, wide = context.offset, dstate.shape[1] * H, d_hh.shape[1] * H
-    dvalues = xp.empty((N, values.shape[1], H), context.dtype)
-    doperand = xp.empty((N, H), context.dtype)
+    kernels = phase_kernels(context.cell, context.dtype)
+    # One phase has no earlier values, and h as an operand takes its gradient at once.
+    dvalues = xp.empty((N if len(kernels) > 1 else 0, values.shape[1], H), context.dtype)
+    spreads = any(phase.operand_gradient for phase in kernels)
+    doperand = xp.empty((N if spreads else 0, H), context.dtype)
     phases = []
-    for phase in reversed(phase_kernels(context.cell, context.dtype)):
+    for phase in reversed(kernels):
         part = phase.plan
         equations = phase.backward.bind(
             device, h_before, values, dy, dstate, dvalues, d_ih, d_hh, context.order,
