@@ -226,7 +226,7 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
                 units = slice(d * H, (d + 1) * H)
                 own_y, own_dy = y[:, :, units], None if dy is None else dy[:, :, units]
             gradients = call.recurrences[number].backward(
-                dict(weights.items()), x, saved._initial, number * D + d, d == 1, own_y,
+                weights._named(), x, saved._initial, number * D + d, d == 1, own_y,
                 saved._values[number][d], own_dy, dfinal, dx, dinitial,
             )  # fmt: skip
             directions.append(weights._like(gradients))

@@ -53,6 +53,7 @@ class Packed:
         if not isinstance(params, Params):
             raise TypeError(f"params: expected Params, got {type(params).__qualname__}")
         self.params = params
+        self._layouts: tuple[tuple[Any, ...], ...] | None = None
         self.architecture = _architecture(
             params.cell,
             params.input_size,
@@ -63,17 +64,21 @@ class Packed:
             params.library,
         )
 
-    @functools.cached_property
+    @property
     def layouts(self) -> tuple[tuple[Any, ...], ...]:
         """``layouts[layer][direction]``, in the form that the backend's `forward` takes.
 
         Made when first asked for: after all arguments of a call have been checked.
         """
-        pack, cell = self.architecture.backend.kernels.pack, self.architecture.cell
-        return tuple(
-            tuple(pack(cell, dict(weights.items())) for weights in layer)
-            for layer in self.params.layers
-        )
+        if self._layouts is None:
+            lay_out, cell = self.architecture.backend.kernels.pack, self.architecture.cell
+            self._layouts = tuple(
+                [
+                    tuple([lay_out(cell, weights._named()) for weights in layer])
+                    for layer in self.params.layers
+                ]
+            )
+        return self._layouts
 
     @functools.cached_property
     def device(self) -> Any:
@@ -93,9 +98,14 @@ class Packed:
 
     def give_back(self) -> None:
         """Let go of the layouts, which are made anew if they are asked for again."""
-        for layer in vars(self).pop("layouts", ()):
+        layouts, self._layouts = self._layouts, None
+        for layer in layouts or ():
             for weights in layer:
                 self.architecture.backend.kernels.give_back(weights)
+
+    def __reduce__(self) -> Any:
+        """Pickled as params: layouts depend on the machine."""
+        return pack, (self.params,)
 
     def __repr__(self) -> str:
         return f"Packed({self.params!r})"

@@ -103,7 +103,11 @@ class Weights:
 
     def items(self) -> list[tuple[str, Any]]:
         """Names and arrays of the weights that are there."""
-        return [(name, array) for name, array in vars(self).items() if array is not None]
+        return [*self._named().items()]
+
+    def _named(self) -> dict[str, Any]:
+        """The weights that are there, by name."""
+        return {name: array for name, array in vars(self).items() if array is not None}
 
     def __repr__(self) -> str:
         return f"Weights({', '.join(f'{name}={array.shape}' for name, array in self.items())})"

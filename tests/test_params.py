@@ -252,6 +252,17 @@ def test_copies_and_pickles_compute_the_same_bits(cell: str, way: str) -> None:
     assert_immutable(params.layers[0][0], ["weight_ih"])
 
 
+@pytest.mark.parametrize("way", COPIES)
+@each_cell
+def test_copies_and_pickles_of_packed_params(cell: str, way: str) -> None:
+    """As models that hold them are kept by joblib, or sent to other processes."""
+    problem = draw(cell, L=2, D=2)
+    packed = COPIES[way](fastgru.pack(problem.params))
+    assert isinstance(packed, fastgru.Packed)
+    want = fastgru.forward(problem.x, problem.params, as_state(problem.h0))
+    assert_same_bits(fastgru.forward(problem.x, packed, as_state(problem.h0)), want)
+
+
 # --- init_params ----------------------------------------------------------------------------------
 
 

@@ -22,11 +22,11 @@ from .team import MEETING_WORDS
 from .threads import Pace, allowed_threads, is_small, split
 from .weights import (
     Array,
+    Packing,
     Weights,
     gate_rows,
     multiply_adds,
-    pack_by_columns,
-    starts_by_columns,
+    packing,
 )
 
 # Inputs and pre-activations of a block of time steps, which are written and read again soon.
@@ -94,8 +94,9 @@ class Recurrence:
             input_gradient_worker_size(self.I, self.lanes),
             weight_gradient_worker_size(max(self.I, self.H), self.lanes),
         )
-        shelf = self._pool.shelf(way.workers * forward)
-        return _Way(threads, *way, steps, shelf, forward, backward)
+        forward_shelf = self._pool.shelf(way.workers * forward)
+        backward_shelf = self._pool.shelf(threads * backward)
+        return _Way(threads, *way, steps, forward_shelf, forward, backward_shelf, backward)
 
     @functools.cached_property
     def _most_rows(self) -> int:
@@ -151,14 +152,14 @@ class Recurrence:
         start = time.perf_counter()
         way = self._short_way or self._way(self._forward_pace)
         values = aligned(self.total * self.size.value, self.dtype) if keep else self._nothing
-        work = way.shelf.borrow()
+        work = way.forward_shelf.borrow()
         try:
             self._kernel.on(way.workers)(
                 x, initial, layer, *self.ragged, reverse, weights, y_out, final_out, values, keep,
                 work, way.forward_size, way.rows, way.steps, way.meeting(), 0, way.workers,
             )  # fmt: skip
         finally:
-            way.shelf.give_back(work)
+            way.forward_shelf.give_back(work)
         if not self._short_way:
             self._forward_pace.record(way.workers, time.perf_counter() - start)
         return values
@@ -200,12 +201,10 @@ class Recurrence:
         start = time.perf_counter()
         way = self._short_way or self._way(self._backward_pace)
         size, inputs, products = self.size, self._inputs, self._products
-        gradients = {name: np.empty_like(weight, order="C") for name, weight in weights.items()}
+        gradients = {name: np.empty(w.shape, self.dtype) for name, w in weights.items()}
         # A kernel is done before the next one starts, so all can have the same workspace.
-        packed = pack_by_columns(self.cell, weights)
-        sums = self._pool.borrow(sum(product.sums_size for product in products))
-        d = self._pool.borrow(self._most_rows * size.pre)
-        work = self._pool.borrow(way.threads * way.backward_size)
+        packed, (sums_shelf, d_shelf) = self._by_columns(weights), self._gradient_shelves
+        sums, d, work = sums_shelf.borrow(), d_shelf.borrow(), way.backward_shelf.borrow()
         try:
             for first, last, rows in self._time_blocks:
                 self._backward_kernel.on(way.workers)(
@@ -234,12 +233,25 @@ class Recurrence:
                     )  # fmt: skip
                     so_far += product.sums_size
         finally:
-            self._pool.give_back(packed, sums, d, work)
+            self._by_columns.give_back(packed)
+            sums_shelf.give_back(sums)
+            d_shelf.give_back(d)
+            way.backward_shelf.give_back(work)
         if not self._short_way:
             self._backward_pace.record(way.threads, time.perf_counter() - start)
         return gradients
 
     # What backward needs is prepared when it is first called: many never call it.
+
+    @functools.cached_property
+    def _by_columns(self) -> Packing:
+        return packing(self.cell, self.I, self.H, self.dtype, True)
+
+    @functools.cached_property
+    def _gradient_shelves(self) -> tuple[Shelf, Shelf]:
+        """Where sums of the gradients of weights, and gradients of pre-activations, come from."""
+        sums = sum(product.sums_size for product in self._products)
+        return self._pool.shelf(sums), self._pool.shelf(self._most_rows * self.size.pre)
 
     @functools.cached_property
     def _backward_kernel(self) -> build.Kernel:
@@ -252,7 +264,7 @@ class Recurrence:
     @functools.cached_property
     def _inputs(self) -> list[tuple[int, int, int]]:
         """Of the phases that x feeds: index of the first pre-activation, their number, weights."""
-        starts = starts_by_columns(self.cell, self.I, self.H, self.lanes)
+        starts = self._by_columns.starts
         return [
             (plan.first * self.size.unit, plan.inputs, starts[plan.number, "input"])
             for plan in phase_plans(self.cell)
@@ -292,9 +304,10 @@ class _Way(NamedTuple):
     workers: int  # threads that the loops use
     shared: bool  # whether they share each block's units
     steps: int  # steps a block of forward
-    shelf: Shelf  # where forward's workspace comes from
+    forward_shelf: Shelf  # where forward's workspace comes from
     forward_size: int  # of one worker's part of it
-    backward_size: int  # of one worker's part of backward's
+    backward_shelf: Shelf
+    backward_size: int
 
     def meeting(self) -> Array:
         """A new meeting place for the workers; empty if they do not share blocks."""
