@@ -113,7 +113,8 @@ def test_rows(
 ) -> None:
     from fastgru.kernels.cuda import rows
 
-    function = getattr(rows, name)
+    assert set(rows.FUNCTIONS) == set(ROWS)
+    function = rows.FUNCTIONS[name]
     kernel = assembled(monkeypatch, function, dtype, capability)
     check(kernel, dtype, MOST_REGISTERS[dtype], tmp_path)
 
@@ -159,11 +160,13 @@ def test_code_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     made = []
     real = launch.assemble
     monkeypatch.setattr(launch, "assemble", lambda *a: made.append(a) or real(*a))
-    assembled(monkeypatch, rows.gather_state, "float32", (9, 0))  # stands for the device
+    assembled(
+        monkeypatch, rows.FUNCTIONS["gather_state"], "float32", (9, 0)
+    )  # stands for the device
     made.clear()
 
     def kernel(key: str | None, dtype: str = "float32") -> Any:
-        return launch.Kernel(rows.gather_state, np.dtype(dtype), key).assembled((9, 0))
+        return launch.Kernel(rows.FUNCTIONS["gather_state"], np.dtype(dtype), key).assembled((9, 0))
 
     first = kernel("a")
     (file,) = (tmp_path / "fastgru").iterdir()

@@ -274,6 +274,13 @@ def test_streams_have_their_own_copies_of_the_order(
         kept = call.recurrences[0]._indices_on
         assert (0, pointer) in kept
         assert len(kept) <= 16
+    for pointer in range(200, 216):  # as many as are kept
+        stream = type("Stream", (), {"ptr": pointer})
+        monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda stream=stream: stream)
+        fastgru.forward(x, weights, h0[0])
+        copies = call.recurrences[0]._indices_on[0, pointer]
+        fastgru.forward(x, weights, h0[0])
+        assert call.recurrences[0]._indices_on[0, pointer] is copies
 
 
 # --- the loop that keeps the weights on chip ------------------------------------------------------
@@ -405,7 +412,10 @@ def test_kernels_take_words_as_they_are_laid_out(cuda_tools: None) -> None:
     with patch.context() as context:
         device = types.SimpleNamespace(compute_capability=(9, 0))
         context.setattr(dispatcher, "get_current_device", lambda: device)
-        for function in (rows.add_sequence, pointwise.make_backward_phase(CELLS["lstm"], 0)):
+        for function in (
+            rows.FUNCTIONS["add_sequence"],
+            pointwise.make_backward_phase(CELLS["lstm"], 0),
+        ):
             signature = launch.signature_of(function, np.dtype("float32"))
             ptx, _ = cuda.compile(function, signature, device=False, abi="numba", cc=(9, 0))
             entry = ptx.partition(".entry")[2].partition(")")[0]

@@ -53,14 +53,14 @@ def _parameter_types(dtype: Any) -> dict[str, Any]:
     indices = types.Array(types.int64, 1, "C", readonly=True)
     return {
         **dict.fromkeys(_NUMBERS, types.int64),
-        **dict.fromkeys(("source", "y", "h0", "dy"), theirs),
-        **dict.fromkeys(("y_out", "target", "target_out"), theirs_out),
+        **dict.fromkeys(("y", "h0", "dy"), theirs),
+        **dict.fromkeys(("y_out", "sequence", "states"), theirs_out),
         **dict.fromkeys(("order", "lengths", "offset"), indices),
-        **dict.fromkeys(("packed", "packed_out", "weight_hh"), ours(2)),
+        **dict.fromkeys(("packed", "weight_hh"), ours(2)),
         **dict.fromkeys(("bias_ih", "bias_hh"), ours(3)),
         **dict.fromkeys(("operand_out", "doperand"), ours(2)),
-        **dict.fromkeys(("x_sums", "h_sums", "state", "state_out", "values", "h"), ours(3)),
-        **dict.fromkeys(("h_before", "h_before_out", "dstate", "dvalues", "d_ih", "d_hh"), ours(3)),
+        **dict.fromkeys(("x_sums", "h_sums", "state", "values", "h"), ours(3)),
+        **dict.fromkeys(("h_before", "dstate", "dvalues", "d_ih", "d_hh"), ours(3)),
     }
 
 

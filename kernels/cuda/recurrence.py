@@ -50,11 +50,7 @@ def pack(cell: Cell, weights: Any) -> PackedWeights:
 
 @functools.cache
 def _row_kernels(dtype: np.dtype[Any]) -> dict[str, Kernel]:
-    functions = (
-        rows.gather_sequence, rows.add_sequence, rows.gather_h_before, rows.gather_state,
-        rows.scatter_state,
-    )  # fmt: skip
-    return {function.__name__: Kernel(function, dtype, "") for function in functions}
+    return {name: Kernel(function, dtype, name) for name, function in rows.FUNCTIONS.items()}
 
 
 class Recurrence:
@@ -106,14 +102,16 @@ class Recurrence:
         stream = self.xp.cuda.get_current_stream().ptr
         # Copied on this stream, and given back to its memory: for other streams it could be too
         # early, or too late.
-        if len(self._indices_on) >= _MOST_STREAMS:
-            self._indices_on = {}
-        if (device.id, stream) not in self._indices_on:
+        indices = self._indices_on.get((device.id, stream))
+        if indices is None:
             order, lengths, offset = (self.xp.asarray(p.astype(np.int64)) for p in self.ragged)
-            self._indices_on[device.id, stream] = order, lengths, offset
+            indices = order, lengths, offset
+            if len(self._indices_on) >= _MOST_STREAMS:
+                self._indices_on.clear()
+            self._indices_on[device.id, stream] = indices
         return Context(
             self.cell, self.H, self.dtype, self.offset, reverse, self._gemm, self.xp, device,
-            stream, *self._indices_on[device.id, stream],
+            stream, *indices,
         )  # fmt: skip
 
     def _blocks(self, row_elements: int) -> list[tuple[int, int]]:
@@ -139,7 +137,7 @@ class Recurrence:
         """A state of ours, (N, states, H), from a user's."""
         state = self.xp.empty((self.N, len(members), self.H), self.dtype)
         for member, source in enumerate(members):
-            arrays = (source, context.order, state)
+            arrays = (source, state, context.order)
             self._move(context, "gather_state", arrays, 1, layer, member)
         return state
 
@@ -148,7 +146,7 @@ class Recurrence:
     ) -> None:
         """A state of ours into a user's."""
         for member, target in enumerate(members):
-            arrays = (state, context.order, target)
+            arrays = (target, state, context.order)
             self._move(context, "scatter_state", arrays, 1, layer, member)
 
     def forward(
@@ -183,7 +181,7 @@ class Recurrence:
             count = context.rows(first, last)
             if count == 0:
                 break  # no sample is as long
-            packing = (x, *context.indices, xs)
+            packing = (x, xs, *context.indices)
             self._move(context, "gather_sequence", packing, last - first, first, reverse)
             self._gemm(
                 count, self.gates * H, self.I,
@@ -229,10 +227,10 @@ class Recurrence:
             count, steps = context.rows(first, last), last - first
             if count == 0:
                 continue
-            before = (y, initial[0], *context.indices, arrays.h_before)
+            before = (y, initial[0], arrays.h_before, *context.indices)
             self._move(context, "gather_h_before", before, steps, layer, first, reverse)
             loop(first, last)
-            packing = (x, *context.indices, xs)
+            packing = (x, xs, *context.indices)
             self._move(context, "gather_sequence", packing, steps, first, reverse)
             self._add_weight_gradients(context, gradients, count, self.offset[first], xs, arrays)
             self._gemm(  # xs is not needed any more
@@ -240,7 +238,7 @@ class Recurrence:
                 Matrix(d_ih, 0, self.gates * H), Matrix(packed.ih, 0, self.I),
                 Matrix(xs, 0, self.I), add=False,
             )  # fmt: skip
-            adding = (xs, *context.indices, dx_out)
+            adding = (dx_out, xs, *context.indices)
             self._move(context, "add_sequence", adding, steps, first, reverse)
         self._put_state(context, arrays.dstate, dinitial_out, layer)
         return gradients

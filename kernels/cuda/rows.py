@@ -4,67 +4,90 @@ A block takes one step, which is the grid's first dimension, and some rows; its 
 features. Loops are written out: Numba counts the rounds of a `range` by a long division.
 """
 
+from collections.abc import Callable
+
 from numba import cuda
+from numba.cuda.extending import register_jitable
 
 from .pointwise import time_index
 
 
-def gather_sequence(
-    source,  # (N, T, F), any strides
-    order,  # (N,) sample of each sorted row
-    lengths,  # (N,) steps of each sorted row
-    offset,  # (T + 1,) packed rows before each step
-    packed_out,  # (packed rows of these steps, F)
-    first_step,
-    reverse,
-):
-    """Pack the rows of a step for each block, from `first_step` on."""
-    step = first_step + cuda.blockIdx.x
-    start = offset[step] - offset[first_step]
-    row = cuda.blockIdx.y
-    while row < offset[step + 1] - offset[step]:
-        n, t = order[row], time_index(step, lengths[row], reverse)
-        k = cuda.threadIdx.x
-        while k < source.shape[2]:
-            packed_out[start + row, k] = source[n, t, k]
-            k += cuda.blockDim.x
-        row += cuda.gridDim.y
+def _make_sequence_kernel(move_element: Callable[..., None]) -> Callable[..., None]:
+    """Build a kernel from ``move(sequence, n, t, packed, at, k)``, which moves one element."""
+    move = register_jitable(move_element)
+
+    def move_sequence(
+        sequence,  # (N, T, F), any strides
+        packed,  # (packed rows of the steps from `first_step` on, F)
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        first_step,
+        reverse,
+    ):
+        step = first_step + cuda.blockIdx.x
+        start = offset[step] - offset[first_step]
+        row = cuda.blockIdx.y
+        while row < offset[step + 1] - offset[step]:
+            n, t = order[row], time_index(step, lengths[row], reverse)
+            k = cuda.threadIdx.x
+            while k < sequence.shape[2]:
+                move(sequence, n, t, packed, start + row, k)
+                k += cuda.blockDim.x
+            row += cuda.gridDim.y
+
+    return move_sequence
 
 
-def add_sequence(
-    packed,  # (packed rows of these steps, F)
-    order,  # (N,) sample of each sorted row
-    lengths,  # (N,) steps of each sorted row
-    offset,  # (T + 1,) packed rows before each step
-    target,  # (N, T, F), any strides; added to
-    first_step,
-    reverse,
-):
-    """Add packed rows of a step for each block, from `first_step` on, to those they came from."""
-    step = first_step + cuda.blockIdx.x
-    start = offset[step] - offset[first_step]
-    row = cuda.blockIdx.y
-    while row < offset[step + 1] - offset[step]:
-        n, t = order[row], time_index(step, lengths[row], reverse)
-        k = cuda.threadIdx.x
-        while k < target.shape[2]:
-            target[n, t, k] += packed[start + row, k]
-            k += cuda.blockDim.x
-        row += cuda.gridDim.y
+def _make_state_kernel(move_element: Callable[..., None]) -> Callable[..., None]:
+    """Build a kernel from ``move(states, layer, n, state, row, member, k)``."""
+    move = register_jitable(move_element)
+
+    def move_state(
+        states,  # (layers * directions, N, H), any strides: one member of a user's state
+        state,  # (N, states, H)
+        order,  # (N,) sample of each sorted row
+        layer,  # index into `states`
+        member,  # index into `state`
+    ):
+        row = cuda.blockIdx.y
+        while row < order.shape[0]:
+            k = cuda.threadIdx.x
+            while k < states.shape[2]:
+                move(states, layer, order[row], state, row, member, k)
+                k += cuda.blockDim.x
+            row += cuda.gridDim.y
+
+    return move_state
 
 
-def gather_h_before(
+def _pack(sequence, n, t, packed, at, k):
+    packed[at, k] = sequence[n, t, k]
+
+
+def _add(sequence, n, t, packed, at, k):
+    sequence[n, t, k] += packed[at, k]
+
+
+def _take(states, layer, n, state, row, member, k):
+    state[row, member, k] = states[layer, n, k]
+
+
+def _put(states, layer, n, state, row, member, k):
+    states[layer, n, k] = state[row, member, k]
+
+
+def _gather_h_before(
     y,  # (N, T, H), any strides: the outputs
     h0,  # (layers * directions, N, H), any strides: h before the first step
+    h_before,  # (packed rows of the steps from `first_step` on, 1, H); written
     order,  # (N,) sample of each sorted row
     lengths,  # (N,) steps of each sorted row
     offset,  # (T + 1,) packed rows before each step
-    h_before_out,  # (packed rows of these steps, 1, H)
     layer,  # index into h0
     first_step,
     reverse,
 ):
-    """Pack h before a step for each block, from `first_step` on."""
     step = first_step + cuda.blockIdx.x
     start = offset[step] - offset[first_step]
     row = cuda.blockIdx.y
@@ -72,40 +95,15 @@ def gather_h_before(
         n, t = order[row], time_index(step - 1, lengths[row], reverse)
         k = cuda.threadIdx.x
         while k < h0.shape[2]:
-            h_before_out[start + row, 0, k] = h0[layer, n, k] if step == 0 else y[n, t, k]
+            h_before[start + row, 0, k] = h0[layer, n, k] if step == 0 else y[n, t, k]
             k += cuda.blockDim.x
         row += cuda.gridDim.y
 
 
-def gather_state(
-    source,  # (layers * directions, N, H), any strides: one member of a state
-    order,  # (N,) sample of each sorted row
-    state_out,  # (N, states, H)
-    layer,  # index into `source`
-    member,  # index into `state_out`
-):
-    """Sort one member of a state."""
-    row = cuda.blockIdx.y
-    while row < order.shape[0]:
-        k = cuda.threadIdx.x
-        while k < source.shape[2]:
-            state_out[row, member, k] = source[layer, order[row], k]
-            k += cuda.blockDim.x
-        row += cuda.gridDim.y
-
-
-def scatter_state(
-    state,  # (N, states, H)
-    order,  # (N,) sample of each sorted row
-    target_out,  # (layers * directions, N, H), any strides: one member of a state
-    layer,  # index into `target_out`
-    member,  # index into `state`
-):
-    """Put one member of a sorted state where it belongs."""
-    row = cuda.blockIdx.y
-    while row < order.shape[0]:
-        k = cuda.threadIdx.x
-        while k < target_out.shape[2]:
-            target_out[layer, order[row], k] = state[row, member, k]
-            k += cuda.blockDim.x
-        row += cuda.gridDim.y
+FUNCTIONS: dict[str, Callable[..., None]] = {
+    "gather_sequence": _make_sequence_kernel(_pack),
+    "add_sequence": _make_sequence_kernel(_add),
+    "gather_h_before": _gather_h_before,
+    "gather_state": _make_state_kernel(_take),
+    "scatter_state": _make_state_kernel(_put),
+}
