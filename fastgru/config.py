@@ -16,7 +16,7 @@ def show_config() -> None:
     from . import __version__
 
     lines = {"python": sys.version.split()[0], "fastgru": __version__}
-    for package in ("numpy", "numba", "llvmlite", "cupy-cuda12x", "cupy-cuda13x"):
+    for package in ("numpy", "numba", "llvmlite", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x"):
         try:
             lines[package] = version(package)
         except PackageNotFoundError:

@@ -6,6 +6,7 @@ read before it is written shows.
 """
 
 import itertools
+import random
 import sys
 import types
 from typing import Any, ClassVar
@@ -15,13 +16,21 @@ import numpy as np
 import pytest
 
 from fastgru import packed
-from fastgru.kernels.cuda import blas, launch, pointwise, resident_kernels, rows
+from fastgru.kernels.cuda import (
+    blas,
+    exchange_kernels,
+    launch,
+    pointwise,
+    resident_kernels,
+    rows,
+)
 
 
 class Device:
     """One of several devices; arrays are made on the current one."""
 
     compute_capability = "90"
+    attributes: ClassVar[dict[str, int]] = {"MultiProcessorCount": 132}
     current: ClassVar[list[int]] = [0]
 
     def __init__(self, id: int | None = None) -> None:
@@ -110,9 +119,12 @@ class Thread:
 class Cuda:
     """`numba.cuda` as a kernel's threads see it: each sees itself.
 
-    Blocks run one after the other: no kernel lets a block wait for another one. Where threads wait
-    for each other, each is a greenlet that runs to its next barrier.
+    Where threads wait for each other, each is a greenlet that runs until it waits. Blocks run one
+    after the other, unless they wait for each other too.
     """
+
+    # Rounds in which nobody gets further than to wait for a word once more.
+    PATIENCE = 1000
 
     def __init__(self, grid: tuple[int, int], block: tuple[int, int]) -> None:
         point = types.SimpleNamespace
@@ -124,7 +136,11 @@ class Cuda:
 
     def syncthreads(self) -> None:
         """Wait for all threads of the block."""
-        self._main.switch()
+        self._main.switch("barrier")
+
+    def nanosleep(self, nanoseconds: int) -> None:
+        """Let others run: what is waited for is not there yet."""
+        self._main.switch("asleep")
 
     def _shared_array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         """The same array for all threads of a block: the n-th that each asks for."""
@@ -138,35 +154,61 @@ class Cuda:
 
     turn = 0
 
-    def run(self, kernel: Any, waits: bool) -> None:
-        """Run all blocks; `waits` tells whether threads do.
+    def run(self, kernel: Any, waits: bool, together: bool) -> None:
+        """Run all blocks; `waits` tells whether threads do, `together` whether blocks do.
 
-        Every other launch runs its threads in reverse: no order is promised.
+        Every launch has an order of its own: none is promised.
         """
         assert 0 < self.blockDim.x * self.blockDim.y <= 1024
         assert 0 < self.gridDim.x < 2**31
         assert 0 < self.gridDim.y < 2**16
         Cuda.turn += 1
-        for y, x in itertools.product(range(self.gridDim.y), range(self.gridDim.x)):
-            self.blockIdx = Block(x, y)
-            inside = itertools.product(range(self.blockDim.y), range(self.blockDim.x))
-            threads = [Thread(self.blockIdx, at_x, at_y) for at_y, at_x in inside]
-            threads = threads[:: 1 if Cuda.turn % 2 else -1]
+        inside = [*itertools.product(range(self.blockDim.y), range(self.blockDim.x))]
+        places = itertools.product(range(self.gridDim.y), range(self.gridDim.x))
+        blocks = [Block(x, y) for y, x in places]
+        grid = [[Thread(block, at_x, at_y) for at_y, at_x in inside] for block in blocks]
+        if together:
+            assert len(grid) <= Device.attributes["MultiProcessorCount"]
+            self._run_together(kernel, grid)
+            return
+        for threads in grid:
             if waits:
-                self._run_together(kernel, threads)
+                self._run_together(kernel, [threads])
             else:
-                for self.threadIdx in threads:
+                for thread in threads[:: 1 if Cuda.turn % 2 else -1]:
+                    self._enter(thread)
                     kernel()
 
-    def _run_together(self, kernel: Any, threads: list[Thread]) -> None:
-        running = [(thread, greenlet.greenlet(kernel)) for thread in threads]
-        while running:
-            for self.threadIdx, strand in running:
-                strand.switch()
-            ended = sum(strand.dead for _, strand in running)
-            if ended and ended < len(running):
-                raise RuntimeError(f"{ended} threads ended, the others wait at a barrier")
-            running = [pair for pair in running if not pair[1].dead]
+    def _enter(self, thread: Thread) -> None:
+        self.threadIdx, self.blockIdx = thread, thread.block
+
+    def _run_together(self, kernel: Any, blocks: list[list[Thread]]) -> None:
+        strands = {thread: greenlet.greenlet(kernel) for block in blocks for thread in block}
+        chance = random.Random(Cuda.turn)
+        order = [thread for block in blocks for thread in block]
+        chance.shuffle(order)
+        held: set[Thread] = set()
+        idle = 0
+        while strands:
+            before = len(strands), len(held)
+            for thread in order:
+                # Half of them rest, so that some fall behind the others by several waits.
+                if thread in strands and thread not in held and chance.random() < 0.5:
+                    self._enter(thread)
+                    if strands[thread].switch() == "barrier":
+                        held.add(thread)
+                    elif strands[thread].dead:
+                        del strands[thread]
+            idle = idle + 1 if before == (len(strands), len(held)) else 0
+            for block in blocks:
+                waiting = held.intersection(block)
+                ended = sum(thread not in strands for thread in block)
+                if waiting and ended:
+                    raise RuntimeError(f"{ended} threads ended, others wait at a barrier")
+                if len(waiting) == len(block):
+                    held -= waiting
+            if idle > self.PATIENCE:
+                raise RuntimeError(f"{len(strands)} threads wait for each other for ever")
 
 
 def _poisoned_local(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
@@ -176,18 +218,19 @@ def _poisoned_local(shape: Any, dtype: Any, alignment: int | None = None) -> Any
 class Launch:
     """Stands for a kernel with its arrays."""
 
-    def __init__(self, function: Any, device: Device, arrays: Any) -> None:
+    def __init__(self, function: Any, device: Device, arrays: Any, together: bool) -> None:
         devices = {array.device for array in arrays} | {Device()}
         assert devices == {device}, f"expected all on {device}, got {devices}"
         self.function, self.arrays = function, [np.asarray(array) for array in arrays]
+        self.together = together
 
     def __call__(self, grid: Any, block: Any, stream: int, *numbers: int) -> None:
         cuda = Cuda(grid, block)
-        with pytest.MonkeyPatch.context() as patch:
-            for module in (pointwise, resident_kernels, rows):
+        with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
+            for module in (exchange_kernels, pointwise, resident_kernels, rows):
                 patch.setattr(module, "cuda", cuda)
             waits = "syncthreads" in self.function.__code__.co_names
-            cuda.run(lambda: self.function(*self.arrays, *numbers), waits)
+            cuda.run(lambda: self.function(*self.arrays, *numbers), waits, self.together)
 
 
 def _view(matrix: Any, rows: int, columns: int) -> Any:
@@ -220,7 +263,8 @@ def gemm(
     assert a.array.dtype == b.array.dtype == c.array.dtype
     out = _view(c, m, n)
     bits = {None: 24, "tf32": 11, "bf16": 8}[precision]
-    product = _rounded(_view(a, m, k), bits) @ _rounded(_view(b, k, n), bits)
+    with np.errstate(invalid="ignore"):  # a GPU does not warn
+        product = _rounded(_view(a, m, k), bits) @ _rounded(_view(b, k, n), bits)
     out[...] = out + product if add else product
 
 
@@ -231,7 +275,9 @@ def install(patch: Any) -> Any:
     patch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
     patch.setattr(blas, "gemm", gemm)
     patch.setattr(
-        launch.Kernel, "bind", lambda self, device, *arrays: Launch(self._function, device, arrays)
+        launch.Kernel,
+        "bind",
+        lambda self, device, *arrays: Launch(self._function, device, arrays, self._together),
     )
     packed._architecture.cache_clear()  # it keeps what runs kernels
     return cupy

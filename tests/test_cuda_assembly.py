@@ -147,7 +147,41 @@ def test_resident_weights(
     assert weights <= len(products) <= weights + 80
     loads = tile.length if direction == "forward" else weights
     assert names.count("LDS.128") == loads // 4
-    assert len([name for name in names if name.startswith("BAR.SYNC")]) == 3
+    barriers = [name for name in names if name.startswith("BAR.SYNC")]
+    assert len(barriers) == (3 if direction == "forward" else 2)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("H", [128, 300, 512, 1024])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_exchange(
+    cell: str,
+    H: int,
+    direction: str,
+    capability: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """As above; and words are exchanged at the level of the device, 64 bits at once."""
+    from fastgru.kernels.cuda import exchange, exchange_kernels
+
+    tiles = exchange.tiles_for(CELLS[cell], H, np.dtype("float32"))
+    assert tiles is not None
+    assert tiles.slices <= 132
+    tile = getattr(tiles, direction)
+    function = getattr(exchange_kernels, f"make_exchange_{direction}")(CELLS[cell], tile)
+    kernel = assembled(monkeypatch, function, "float32", capability, tile.threads)
+    names = check(kernel, "float32", 255, tmp_path)
+    gates = len(CELLS[cell].recurrent_gates)
+    weights = gates * tile.length
+    assert weights <= len([n for n in names if n.startswith("FFMA")]) <= weights + 80
+    loads = tile.length if direction == "forward" else weights
+    assert names.count("LDS.128") == loads // 4
+    assert len([n for n in names if n.startswith("ST.E.64.STRONG.GPU")]) == (
+        1 if direction == "forward" else gates
+    )
+    assert [n for n in names if n.startswith("LD.E.64.STRONG.GPU")]
 
 
 def test_code_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The matrix over cells, layers, directions and lengths is in `test_recurrence`, f
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -333,7 +334,131 @@ def chosen(problem: Problem, library: Library, precision: Any = None) -> str:
     from fastgru.kernels.cuda.choice import choose
 
     cell = CELLS[problem.params.cell]
-    return choose(cell, problem.params.hidden_size, problem.params.dtype, precision).name
+    import cupy
+
+    sizes = problem.params.hidden_size, problem.params.dtype
+    return choose(cell, *sizes, precision, cupy.cuda.Device()).name
+
+
+@pytest.fixture
+def exchange(monkeypatch: pytest.MonkeyPatch, cupy: Library) -> Iterator[Library]:
+    """CuPy, with the loop of `exchange` where it suits; small blocks where they are acted out."""
+    from fastgru import packed
+    from fastgru.kernels.cuda import choice, exchange
+
+    monkeypatch.setattr(choice, "CHOICES", (choice.EXCHANGE, *choice.CHOICES))
+    if cupy.name != "cupy":
+        monkeypatch.setattr(exchange, "_THREADS", 16)
+        monkeypatch.setattr(exchange, "_LONGEST_PART", 4)
+    packed._architecture.cache_clear()
+    exchange._kernels.cache_clear()
+    yield cupy
+    exchange._kernels.cache_clear()
+
+
+# Acted out: one block, three with one unit in the last, four. On a GPU: eight, and more.
+EXCHANGED = {"simulated cupy": (5, 9, 16), "cupy": (256, 300, 512)}
+
+
+@pytest.mark.parametrize("multiprocessors", [4, 132])
+@pytest.mark.parametrize("lengths", [None, [2, 4, 0, 1, 4, 1]])
+@pytest.mark.parametrize("size", [0, 1, 2])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_exchange(
+    cell: str,
+    size: int,
+    lengths: Any,
+    multiprocessors: int,
+    exchange: Library,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Groups of blocks with one tile of rows each, or, with few multiprocessors, with several."""
+    from fastgru.kernels.cuda import recurrence
+
+    if exchange.name != "cupy":
+        few = {"MultiProcessorCount": multiprocessors}
+        monkeypatch.setattr(type(exchange.asarray(np.zeros(1)).device), "attributes", few)
+    H = EXCHANGED[exchange.name][size]
+    problem = draw(cell, (6, 4, 3, H), D=2, lengths=lengths, dtype="float32")
+    assert chosen(problem, exchange) == "exchange"
+    want = solve(problem.astype("float64"))
+    for block_bytes in (recurrence._BLOCK_BYTES, 100 * H):
+        monkeypatch.setattr(recurrence, "_BLOCK_BYTES", block_bytes)
+        for a, b in zip(flatten(*solve(problem, exchange)), flatten(*want), strict=True):
+            assert_close(a, b, 64 * EPS)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_exchange_gives_the_same_bits_each_time(cell: str, exchange: Library) -> None:
+    """Whatever the order in which blocks and threads get on."""
+    shape = (9, 5, 3, EXCHANGED[exchange.name][1])
+    problem = draw(cell, shape, lengths=[5, 4, 3, 0, 5, 1, 2, 5, 4], dtype="float32")
+    want = solve(problem, exchange)
+    for _ in range(200 if exchange.name == "cupy" else 3):
+        assert_same_bits(solve(problem, exchange), want)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_value_is_taken_for_a_word_that_is_not_there(value: float, exchange: Library) -> None:
+    H = EXCHANGED[exchange.name][1]
+    clean = draw("gru", (5, 4, 3, H), dtype="float32")
+    spoilt = clean._replace(x=clean.x.copy())
+    spoilt.x[2] = value
+    want, found = solve(clean, exchange)[0], solve(spoilt, exchange)[0]
+    others = [0, 1, 3, 4]
+    np.testing.assert_array_equal(found[others], want[others])
+    assert np.isnan(found[2]).any() or abs(value) == np.inf
+
+
+def test_words_of_all_bits() -> None:
+    from fastgru.kernels.cuda.intrinsics import get_word, put_word
+
+    words = np.zeros((2, 1, 1), np.uint64)
+    patterns = np.array([0, 1, 0x7FC00000, 0xFFFFFFFF, 0x7F800000, 0x80000000], np.uint32)
+    for number in (1, 2**32 - 1, 2**32 + 5):
+        for value in patterns.view(np.float32):
+            put_word(words, 1, 0, 0, number, value)
+            found, back = get_word(words, 1, 0, 0)
+            assert found == number & 0xFFFFFFFF
+            assert np.float32(back).view(np.uint32) == value.view(np.uint32)
+
+
+def test_a_kernel_that_waits_for_ever_is_an_error(simulated: Library) -> None:
+    """In the simulator, so that the tests above do not hang."""
+    import simulated_cuda
+
+    cuda = simulated_cuda.Cuda((2, 1), (2, 1))
+
+    def deadlock() -> None:
+        if cuda.blockIdx.x == 1:
+            cuda.syncthreads()
+            return
+        while True:
+            cuda.nanosleep(0)
+
+    def missing() -> None:
+        if cuda.threadIdx.x == 1:
+            cuda.syncthreads()
+
+    with pytest.raises(RuntimeError, match="2 threads wait for each other"):
+        cuda.run(deadlock, waits=True, together=True)
+    with pytest.raises(RuntimeError, match="1 threads ended, others wait"):
+        cuda.run(missing, waits=True, together=False)
+
+
+def test_what_the_exchange_does_not_suit(
+    exchange: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = draw("gru", (1, 1, 1, 64), dtype="float32")
+    if exchange.name != "cupy":
+        kind = type(exchange.asarray(np.zeros(1)).device)
+        for count in (63, 64):
+            monkeypatch.setattr(kind, "attributes", {"MultiProcessorCount": count})
+            assert chosen(problem, exchange) == ("exchange" if count == 64 else "steps")
+    assert chosen(problem.astype("float64"), exchange) == "steps"
+    assert chosen(problem, exchange, "bf16") == "steps"
+    assert chosen(draw("gru_reset_before", (1, 1, 1, 64), dtype="float32"), exchange) == "steps"
+    assert chosen(draw("gru", (1, 1, 1, 5000), dtype="float32"), exchange) == "steps"
 
 
 def test_what_the_resident_loop_does_not_suit(resident: Library) -> None:
@@ -405,7 +530,7 @@ def test_kernels_take_words_as_they_are_laid_out(cuda_tools: None) -> None:
     array = types.SimpleNamespace(
         size=24, itemsize=4, shape=(2, 3, 4), strides=(48, 16, 4), data=types.SimpleNamespace(ptr=7)
     )
-    words = launch.Launch(None, (array,), 2)._words
+    words = launch.Launch(None, (array,), 2, together=False)._words
     assert words[:] == [0, 0, 24, 4, 7, 2, 3, 4, 48, 16, 4, 0, 0]
 
     patch = pytest.MonkeyPatch()

@@ -17,6 +17,7 @@ if importlib.util.find_spec("numba_cuda") is None:
 from ..ragged import ragged_rows
 from . import blas
 from . import intrinsics as _intrinsics  # noqa: F401 - teaches Numba the primitives that cells call
+from .choice import CHOICES
 from .recurrence import Recurrence, pack
 
 __all__ = [
@@ -66,4 +67,8 @@ def describe() -> dict[str, str]:
 
     device = cupy.cuda.Device()
     name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
-    return {"GPU": f"{name}, compute capability {device.compute_capability}"}
+    loops = ", ".join(choice.name for choice in CHOICES)
+    return {
+        "GPU": f"{name}, compute capability {device.compute_capability}",
+        "loops on it": f"{loops} (the first that suits a layer)",
+    }

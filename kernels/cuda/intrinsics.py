@@ -21,6 +21,14 @@ def _constant(kind: Any, value: float) -> Any:
     return np.float32(value) if kind == types.float32 else np.float64(value)
 
 
+def _address(context: Any, builder: Any, kind: Any, array: Any, indices: Any) -> Any:
+    """Where an element of a contiguous array of three dimensions is."""
+    struct = context.make_array(kind)(context, builder, array)
+    _, rows, columns = cgutils.unpack_tuple(builder, struct.shape, 3)
+    at = builder.add(builder.mul(indices[0], rows), indices[1])
+    return builder.gep(struct.data, [builder.add(builder.mul(at, columns), indices[2])])
+
+
 @overload(primitives.one_like)
 def _one_like(a):
     """An immediate operand."""
@@ -68,11 +76,7 @@ def _load_four(typing, array, row, middle, k):
     index, four = types.int64, types.UniTuple(array.dtype, 4)
 
     def emit(context, builder, sig, args):
-        struct = context.make_array(array)(context, builder, args[0])
-        _, rows, columns = cgutils.unpack_tuple(builder, struct.shape, 3)
-        at = builder.add(builder.mul(args[1], rows), args[2])
-        at = builder.add(builder.mul(at, columns), args[3])
-        first = builder.gep(struct.data, [at])
+        first = _address(context, builder, array, args[0], args[1:])
         vector = ir.VectorType(ir.FloatType(), 4)
         four_at_once = builder.load(builder.bitcast(first, vector.as_pointer(first.type.addrspace)))
         four_at_once.align = 16
@@ -86,3 +90,64 @@ def _load_four(typing, array, row, middle, k):
 @overload(load_four)
 def _load_four_on_gpu(array, row, middle, k):
     return lambda array, row, middle, k: _load_four(array, row, middle, k)
+
+
+# Words that blocks exchange: a value and, above it, the number of its exchange, written and read as
+# one. A word with the expected number holds the expected value, whatever its bits are, so neither
+# flags nor fences are needed.
+
+
+def put_word(words, slot, row, unit, number, value):
+    """Write a word of `words`, (slots, rows, H) uint64: ST.E.64.STRONG.GPU."""
+    bits = int(np.float32(value).view(np.uint32))
+    words[slot, row, unit] = (number & 0xFFFFFFFF) << 32 | bits
+
+
+def get_word(words, slot, row, unit):
+    """Number, modulo 2^32, and value of a word as it is now: LD.E.64.STRONG.GPU."""
+    word = int(words[slot, row, unit])
+    return word >> 32, np.uint32(word & 0xFFFFFFFF).view(np.float32)
+
+
+@intrinsic
+def _put_word(typing, words, slot, row, unit, number, value):
+    index = types.int64
+
+    def emit(context, builder, sig, args):
+        address = _address(context, builder, words, args[0], args[1:4])
+        bits = builder.zext(builder.bitcast(args[5], ir.IntType(32)), ir.IntType(64))
+        above = builder.shl(args[4], ir.Constant(ir.IntType(64), 32))
+        kind = ir.FunctionType(ir.VoidType(), [address.type, ir.IntType(64)])
+        store = ir.InlineAsm(kind, "st.relaxed.gpu.u64 [$0], $1;", "l,l", side_effect=True)
+        builder.call(store, [address, builder.or_(above, bits)])
+        return context.get_dummy_value()
+
+    return types.void(words, index, index, index, index, types.float32), emit
+
+
+@intrinsic
+def _get_word(typing, words, slot, row, unit):
+    index, result = types.int64, types.Tuple((types.int64, types.float32))
+
+    def emit(context, builder, sig, args):
+        address = _address(context, builder, words, args[0], args[1:4])
+        kind = ir.FunctionType(ir.IntType(64), [address.type])
+        load = ir.InlineAsm(kind, "ld.relaxed.gpu.u64 $0, [$1];", "=l,l", side_effect=True)
+        word = builder.call(load, [address])
+        number = builder.lshr(word, ir.Constant(ir.IntType(64), 32))
+        value = builder.bitcast(builder.trunc(word, ir.IntType(32)), ir.FloatType())
+        return context.make_tuple(builder, sig.return_type, (number, value))
+
+    return result(words, index, index, index), emit
+
+
+@overload(put_word)
+def _put_word_on_gpu(words, slot, row, unit, number, value):
+    return lambda words, slot, row, unit, number, value: _put_word(
+        words, slot, row, unit, number, value
+    )
+
+
+@overload(get_word)
+def _get_word_on_gpu(words, slot, row, unit):
+    return lambda words, slot, row, unit: _get_word(words, slot, row, unit)

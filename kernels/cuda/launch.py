@@ -37,7 +37,7 @@ def move_grid(steps: int, rows: int) -> tuple[int, int]:
 
 _NUMBERS = (
     "rows", "step", "first_step", "last_step", "reverse", "keep", "has_dy", "layer", "member",
-    "x_start", "block_start", "value_start",
+    "number", "x_start", "block_start", "value_start",
 )  # fmt: skip
 _LEGACY_STREAM = 1  # of the driver; what its 0 means depends on the environment
 
@@ -60,6 +60,8 @@ def _parameter_types(dtype: Any) -> dict[str, Any]:
         **dict.fromkeys(("bias_ih", "bias_hh"), ours(3)),
         **dict.fromkeys(("operand_out", "doperand"), ours(2)),
         **dict.fromkeys(("x_sums", "h_sums", "state", "values", "h"), ours(3)),
+        "state_before": ours(3),
+        "words": types.Array(types.uint64, 3, "C"),
         **dict.fromkeys(("h_before", "dstate", "dvalues", "d_ih", "d_hh"), ours(3)),
     }
 
@@ -149,6 +151,8 @@ class Kernel:
         Without one it is not kept there.
     threads : int, optional
         Of a block, at most, where that decides how many registers a thread may have.
+    together : bool
+        Whether blocks wait for each other: then they are launched all at once, or not at all.
     """
 
     def __init__(
@@ -157,8 +161,10 @@ class Kernel:
         dtype: np.dtype[Any],
         key: str | None,
         threads: int | None = None,
+        together: bool = False,
     ) -> None:
         self._function, self._dtype, self._key, self._threads = function, dtype, key, threads
+        self._together = together
         parameters = signature_of(function, dtype).args
         self._arrays = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
         self._numbers = len(parameters) - len(self._arrays)
@@ -191,7 +197,7 @@ class Kernel:
             module = _checked(driver.cuModuleLoadData(kernel.code))
             handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
             self._on_device[device.id] = handle
-        return Launch(handle, arrays, self._numbers)
+        return Launch(handle, arrays, self._numbers, self._together)
 
 
 class Launch:
@@ -201,7 +207,7 @@ class Launch:
     elements, their size, address, shape and strides in bytes.
     """
 
-    def __init__(self, handle: Any, arrays: tuple[Any, ...], numbers: int) -> None:
+    def __init__(self, handle: Any, arrays: tuple[Any, ...], numbers: int, together: bool) -> None:
         words: list[int] = []
         for array in arrays:
             words += (0, 0, array.size, array.itemsize, array.data.ptr)
@@ -209,6 +215,7 @@ class Launch:
             words += array.strides
         count = len(words) + numbers
         self._handle, self._arrays, self._numbers = handle, arrays, numbers
+        self._together = together
         self._words = (ctypes.c_int64 * count)(*words)
         start = ctypes.addressof(self._words)
         self._pointers = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
@@ -221,8 +228,8 @@ class Launch:
             raise TypeError(f"expected {self._numbers} numbers, got {numbers}")
         self._words[self._first :] = list(numbers)
         where = ctypes.addressof(self._pointers)
-        _checked(
-            driver.cuLaunchKernel(
-                self._handle, *grid, 1, *block, 1, 0, stream or _LEGACY_STREAM, where, 0
-            )
-        )
+        how = (self._handle, *grid, 1, *block, 1, 0, stream or _LEGACY_STREAM, where)
+        if self._together:
+            _checked(driver.cuLaunchCooperativeKernel(*how))
+        else:
+            _checked(driver.cuLaunchKernel(*how, 0))

@@ -59,9 +59,10 @@ def make_pre_activations(cell: Cell, number: int) -> Callable[..., Any]:
     load_bias = make_load([cell.recurrent_gates.index(p.gate) for p in pre])
     add, add_both = make_sum(part.recurrents), make_sum(both)
 
-    def pre_activations(inputs, h_sums, row, bias_hh, unit):
-        # h_sums: (rows, recurrent gates of the phase, H); bias_hh: (1, recurrent gates, H)
-        recurrent = add(load_sums(h_sums, row, unit), load_bias(bias_hh, 0, unit))
+    def pre_activations(inputs, h_sums, row, place, bias_hh, unit):
+        # h_sums: (rows, recurrent gates of the phase, units there), the unit's at its `place`;
+        # bias_hh: (1, recurrent gates, H)
+        recurrent = add(load_sums(h_sums, row, place), load_bias(bias_hh, 0, unit))
         return inputs[:alone] + add_both(inputs[alone:], recurrent[:both]) + recurrent[both:]
 
     return register_jitable(pre_activations)
@@ -110,7 +111,7 @@ def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
             return
         n, t = order[row], time_index(step, lengths[row], reverse)
         x_part = inputs(x_sums, x_start + row, bias_ih, unit)
-        a = pre_activations(x_part, h_sums, row, bias_hh, unit)
+        a = pre_activations(x_part, h_sums, row, unit, bias_hh, unit)
         before = load_state(state, row, unit)
         after, new = equations(a, before, load_values(values, value_start + row, unit))
         store_values(values, value_start + row, unit, new)

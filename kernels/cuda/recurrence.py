@@ -16,7 +16,7 @@ from ..cells import Cell
 from ..ragged import RaggedRows
 from . import blas, rows
 from .blas import Matrix
-from .choice import choose
+from .choice import Choice, choose
 from .context import BackwardArrays, Context, ForwardArrays, PackedWeights
 from .launch import BLOCK, MOVE_BLOCK, Kernel, move_grid, unit_grid
 from .steps import phase_kernels
@@ -84,12 +84,19 @@ class Recurrence:
         self.gates, self.recurrent = len(cell.input_gates), len(cell.recurrent_gates)
         self.steps = len(ragged.offset) - 1
         self.offset: list[int] = ragged.offset.tolist()
-        self.loop = choose(cell, hidden_size, dtype, precision)
-        _log.debug(
-            "%s, H = %d, %s: loop %r: %s",
-            *(cell.name, hidden_size, dtype, self.loop.name, self.loop.why),
-        )
+        self.precision = precision
+        self._loops: dict[int, Choice] = {}  # by device
         self._indices_on: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+
+    def _loop(self, device: Any) -> Choice:
+        """The loop for a device."""
+        loop = self._loops.get(device.id)
+        if loop is None:
+            loop = choose(self.cell, self.H, self.dtype, self.precision, device)
+            self._loops[device.id] = loop
+            names = self.cell.name, self.H, self.dtype, loop.name, loop.why
+            _log.debug("%s, H = %d, %s: loop %r: %s", *names)
+        return loop
 
     def _context(self, reverse: bool) -> Context:
         """The current device and stream, and all that does not change from call to call."""
@@ -176,7 +183,7 @@ class Recurrence:
         values = xp.empty((kept, self.cell.num_values, H), self.dtype)
         state = self._take_state(context, initial, layer)
         arrays = ForwardArrays(x_sums, weights, state, values, y_out, keep)
-        loop = self.loop.forward(context, arrays)
+        loop = self._loop(context.device).forward(context, arrays)
         for first, last in blocks:
             count = context.rows(first, last)
             if count == 0:
@@ -222,7 +229,7 @@ class Recurrence:
             self._take_state(context, dfinal, layer), d_ih,
             xp.empty((most, self.recurrent, H), self.dtype), dy is not None,
         )  # fmt: skip
-        loop = self.loop.backward(context, arrays)
+        loop = self._loop(context.device).backward(context, arrays)
         for first, last in reversed(blocks):
             count, steps = context.rows(first, last), last - first
             if count == 0:

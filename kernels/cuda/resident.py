@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cells import HIDDEN, Cell
-from ..plan import phase_plans
+from ..cells import Cell
 from ..store import cell_digest
 from .context import BackwardArrays, Context, ForwardArrays, Loop
 from .launch import Kernel
-from .resident_kernels import Tile, make_resident_backward, make_resident_forward
+from .product import Tile, has_one_product
+from .resident_kernels import make_resident_backward, make_resident_forward
 
 _MOST_THREADS = 1024
 _REGISTERS = 65_536  # of a multiprocessor
@@ -23,19 +23,18 @@ _OTHER_REGISTERS = 96
 
 def tile_for(cell: Cell, H: int, dtype: np.dtype[Any]) -> Tile | None:
     """A tile with as few parts as the registers allow; None if the weights do not fit a block."""
-    (part, *more) = phase_plans(cell)
-    if more or not part.recurrents or cell.phases[0].operand is not HIDDEN or dtype.itemsize != 4:
+    if not has_one_product(cell, dtype):
         return None
     for parts in (1, 2, 4, 8, 16):
         length = -(-H // (4 * parts)) * 4
         threads = H * parts
-        weights = part.recurrents * length
+        weights = len(cell.recurrent_gates) * length
         if threads > _MOST_THREADS:
             return None
         allotted = -(-threads // 128) * 128  # a warp for each of the four schedulers
         fit = weights + _OTHER_REGISTERS <= min(255, _REGISTERS // allotted)
         if fit and length <= _LONGEST_PART:
-            return Tile(H, parts, length)
+            return Tile(H, H, parts, length, parts)
     return None
 
 
@@ -59,7 +58,7 @@ def _kernels(cell: Cell, H: int, dtype: np.dtype[Any]) -> _Kernels:
     return _Kernels(tile, *kernels)
 
 
-def suits(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None) -> bool:
+def suits(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None, device: Any) -> bool:
     """Whether this loop can take a layer."""
     return precision is None and tile_for(cell, H, dtype) is not None
 

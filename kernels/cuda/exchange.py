@@ -1,0 +1,141 @@
+"""The loop for medium H: recurrent weights spread over blocks that run together.
+
+See `exchange_kernels`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells import Cell
+from ..store import cell_digest
+from .context import BackwardArrays, Context, ForwardArrays, Loop
+from .exchange_kernels import make_exchange_backward, make_exchange_forward
+from .launch import Kernel
+from .product import Tile, has_one_product
+
+# A block of so many threads has all registers of a multiprocessor, 255 each, so that one fits on
+# every multiprocessor and no other beside it; the tests hold that.
+_THREADS = 256
+_LONGEST_PART = (
+    32  # up to there the loops over weights are unrolled, so that they stay in registers
+)
+_SHARED_BYTES = 48 * 1024  # what any kernel may have
+
+
+class _Tiles(NamedTuple):
+    """How blocks share a layer: they differ in how many rows fit the shared memory."""
+
+    forward: Tile
+    backward: Tile
+
+    @property
+    def slices(self) -> int:
+        """Blocks that have all units together."""
+        return -(-self.forward.H // self.forward.units)
+
+
+def tiles_for(cell: Cell, H: int, dtype: np.dtype[Any]) -> _Tiles | None:
+    """Tiles with as many units a block as its registers allow; None if there are none."""
+    parts = 1
+    while parts * _LONGEST_PART < H:
+        parts *= 2
+    if not has_one_product(cell, dtype) or parts > _THREADS:
+        return None
+    length, units = -(-H // (4 * parts)) * 4, min(H, _THREADS // parts)
+    gates = len(cell.recurrent_gates)
+
+    def tile(vectors: int, sums: int) -> Tile | None:
+        rows = parts
+        while rows * 4 * parts * (vectors * length + sums * units) > _SHARED_BYTES:
+            rows //= 2
+        return Tile(H, units, parts, length, rows) if rows else None
+
+    forward, backward = tile(1, gates), tile(gates, 1)
+    return None if forward is None or backward is None else _Tiles(forward, backward)
+
+
+class _Kernels(NamedTuple):
+    """The kernels of a cell for one H."""
+
+    tiles: _Tiles
+    forward: Kernel
+    backward: Kernel
+
+
+@functools.cache
+def _kernels(cell: Cell, H: int, dtype: np.dtype[Any]) -> _Kernels:
+    tiles = tiles_for(cell, H, dtype)
+    if tiles is None:
+        raise ValueError(f"H: expected weights that fit blocks of threads, got {H} units")
+    digest = cell_digest(cell)
+
+    def kernel(make: Any, tile: Tile) -> Kernel:
+        key = None if digest is None else f"{digest} {tile}"
+        return Kernel(make(cell, tile), dtype, key, tile.threads, together=True)
+
+    forward = kernel(make_exchange_forward, tiles.forward)
+    return _Kernels(tiles, forward, kernel(make_exchange_backward, tiles.backward))
+
+
+def _multiprocessors(device: Any) -> int:
+    return int(device.attributes["MultiProcessorCount"])
+
+
+def suits(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None, device: Any) -> bool:
+    """Whether this loop can take a layer: also whether all blocks of a group can run together."""
+    tiles = tiles_for(cell, H, dtype) if precision is None else None
+    return tiles is not None and tiles.slices <= _multiprocessors(device)
+
+
+class _Exchanges:
+    """The words of one pass, and the numbers of its exchanges."""
+
+    def __init__(self, context: Context, tiles: _Tiles, tile: Tile, vectors: int) -> None:
+        count = -(-context.N // tile.rows)
+        self.groups = max(1, min(count, _multiprocessors(context.device) // tiles.slices))
+        self.grid, self.block = (self.groups, tiles.slices), (tile.threads, 1)
+        shape = (2 * self.groups, tile.rows * vectors, tile.H)
+        self.words = context.xp.zeros(shape, np.uint64)
+        self._tiles_a_group = -(-count // self.groups)
+        self._next = 1  # words are 0 before their first exchange
+
+    def number(self, steps: int) -> int:
+        """Number of the first exchange of a launch over so many steps: one a step at most."""
+        number, self._next = self._next, self._next + steps * self._tiles_a_group
+        return number
+
+
+def forward(context: Context, arrays: ForwardArrays) -> Loop:
+    """Prepare the loop of a forward pass."""
+    tiles, kernel, _ = _kernels(context.cell, context.H, context.dtype)
+    exchanges = _Exchanges(context, tiles, tiles.forward, 1)
+    weights, before = arrays.weights, context.xp.empty(arrays.state.shape, context.dtype)
+    launch = kernel.bind(
+        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh, before,
+        arrays.state, arrays.values, arrays.y_out, exchanges.words, *context.indices,
+    )  # fmt: skip
+
+    def run(first: int, last: int) -> None:
+        before[...] = arrays.state
+        numbers = first, last, context.reverse, arrays.keep, exchanges.number(last - first)
+        launch(exchanges.grid, exchanges.block, context.stream, *numbers)
+
+    return run
+
+
+def backward(context: Context, arrays: BackwardArrays) -> Loop:
+    """Prepare the loop of a backward pass."""
+    tiles, _, kernel = _kernels(context.cell, context.H, context.dtype)
+    exchanges = _Exchanges(context, tiles, tiles.backward, len(context.cell.recurrent_gates))
+    launch = kernel.bind(
+        context.device, arrays.h_before, arrays.weights.hh, arrays.values, arrays.dy, arrays.dstate,
+        arrays.d_ih, arrays.d_hh, exchanges.words, *context.indices,
+    )  # fmt: skip
+
+    def run(first: int, last: int) -> None:
+        numbers = first, last, context.reverse, arrays.has_dy, exchanges.number(last - first)
+        launch(exchanges.grid, exchanges.block, context.stream, *numbers)
+
+    return run

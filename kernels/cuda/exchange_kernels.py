@@ -1,0 +1,264 @@
+"""Whole blocks of time steps in one launch, with the recurrent weights spread over blocks.
+
+For H too large for one block of threads. A group of blocks takes tiles of rows through the steps,
+one after the other; each block has some of the units, and at every step gives the group what it has
+computed of them. `product` multiplies; then thread (part, unit) has the equations of one row, the
+`part`-th, and keeps its state in registers. For cells of one phase whose operand is h.
+
+An exchange: every block writes the words of its units, then reads those of all units, each again
+and again until its number is that of the exchange. So no block begins exchange e + 1 before all
+have written e, and none writes e + 2 before all have read e: two slots, used in turns, are enough.
+That holds only if all blocks of a group run at the same time, which the launch must see to; and
+every block must make the same exchanges, which follow from the lengths of a tile's rows alone.
+Threads of one warp may wait for each other's words: from compute capability 7.0 on, each of them
+makes progress.
+"""
+
+from collections.abc import Callable
+
+from numba import cuda
+from numba.cuda import types
+from numba.cuda.extending import register_jitable
+
+from ..cells import Cell
+from ..plan import phase_plans
+from ..primitives import zero_like
+from .groups import make_load, make_store, make_zeros
+from .intrinsics import get_word, put_word
+from .pointwise import make_inputs, make_pre_activations, time_index
+from .product import Tile, make_gather, make_product
+
+
+def _make_receive(tile: Tile, vectors: int) -> Callable[..., None]:
+    """Build what waits for the words of the rows that still run, and puts them into shared memory.
+
+    A word's row is that of the tile times `vectors`, plus which of the row's vectors it is of.
+    """
+    H, threads, most_rows = tile.H, tile.threads, tile.rows
+
+    def receive(words, group, number, lengths, first_row, step, out):
+        # words: (2 * groups, rows * vectors, H); lengths: (N,); out: (rows, vectors, padded)
+        slot = group * 2 + number % 2
+        rows = 0
+        while (
+            rows < most_rows
+            and first_row + rows < lengths.shape[0]
+            and lengths[first_row + rows] > step
+        ):
+            rows += 1
+        at = cuda.threadIdx.x
+        while at < rows * vectors * H:
+            line, unit = at // H, at % H
+            found, value = get_word(words, slot, line, unit)
+            while found != number & 0xFFFFFFFF:
+                cuda.nanosleep(0)
+                found, value = get_word(words, slot, line, unit)
+            out[line // vectors, line % vectors, unit] = value
+            at += threads
+
+    return register_jitable(receive)
+
+
+def _make_put(vectors: int) -> Callable[..., None]:
+    """Build what gives the group a row's values of one unit, a tuple."""
+    if vectors == 0:
+
+        def put(words, slot, line, unit, number, group):
+            return
+
+    else:
+        before, last = _make_put(vectors - 1), vectors - 1
+
+        def put(words, slot, line, unit, number, group):
+            # words: (2 * groups, rows * vectors, H)
+            before(words, slot, line, unit, number, group)
+            put_word(words, slot, line + last, unit, number, group[last])
+
+    return register_jitable(put)
+
+
+def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
+    """Build the kernel that takes all rows through some steps, forward."""
+    gates = len(cell.recurrent_gates)
+    H, units, parts, padded, most_rows = tile.H, tile.units, tile.parts, tile.padded, tile.rows
+    states, threads = len(cell.states), tile.threads
+    inputs, pre_activations = make_inputs(cell, 0), make_pre_activations(cell, 0)
+    load_state, store_state = make_load(range(states)), make_store(range(states))
+    store_values = make_store(range(cell.num_values))
+    no_inputs, no_state = make_zeros(phase_plans(cell)[0].inputs), make_zeros(states)
+    equations = register_jitable(cell.phases[0].forward)
+    load_weights, multiply = make_product(tile, gates, by_columns=False)
+    gather, receive = make_gather(tile, gates), _make_receive(tile, 1)
+    operand_shape, sums_shape = (most_rows, 1, padded), (parts * most_rows, gates, units)
+    weights_shape = (gates, tile.length)
+
+    def exchange_forward(
+        x_sums,  # (packed rows of these steps, input gates, H): W x
+        weight_hh,  # (recurrent gates * H, H)
+        bias_ih,  # (1, input gates, H)
+        bias_hh,  # (1, recurrent gates, H)
+        state_before,  # (N, states, H)
+        state,  # (N, states, H), written: another array, as each block reads h of all units
+        values,  # (packed rows, values, H), written if `keep`
+        y_out,  # (N, T, H), any strides; written
+        words,  # (2 * groups, rows of a tile, H): exchanges, the numbers of which must be earlier
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        first_step,
+        last_step,
+        reverse,  # whether rows are walked from their last step
+        keep,
+        number,  # of the first exchange
+    ):
+        thread = cuda.threadIdx.x
+        part, own = thread // units, thread % units
+        # As a number that the compiler does not know: unrolled over 32 parts, their sum takes
+        # registers that the weights need (24 bytes spilled).
+        parts_there = cuda.blockDim.x // units
+        group, unit = cuda.blockIdx.x, cuda.blockIdx.y * units + own
+        operand = cuda.shared.array(operand_shape, types.float32, 16)
+        sums = cuda.shared.array(sums_shape, types.float32)
+        weights = cuda.local.array(weights_shape, types.float32)
+
+        zero = zero_like(bias_ih[0, 0, 0])
+        load_weights(weight_hh, unit, part, weights, zero)
+        first_row = group * most_rows
+        while first_row < order.shape[0]:
+            row = first_row + part
+            mine = part < most_rows and row < order.shape[0] and unit < H
+            rows = min(most_rows, order.shape[0] - first_row)
+            # The tile's first row is its longest.
+            end = min(last_step, lengths[first_row])
+            own_end = min(last_step, lengths[row]) if mine else first_step
+            n = order[row] if mine else 0
+            members, x_part = no_state(zero), no_inputs(zero)
+            if mine:
+                members = load_state(state_before, row, unit)
+            if first_step < own_end:
+                x_part = inputs(x_sums, row, bias_ih, unit)
+            at = thread
+            while at < most_rows * padded:  # beyond H there is padding, which stays 0
+                line, k = at // padded, at % padded
+                there = line < rows and k < H
+                operand[line, 0, k] = state_before[first_row + line, 0, k] if there else zero
+                at += threads
+            cuda.syncthreads()
+            step = first_step
+            while step < end:
+                multiply(weights, operand, rows, part, own, sums, zero)
+                cuda.syncthreads()
+                if step < own_end:
+                    gather(sums, part, own, parts_there)
+                    a = pre_activations(x_part, sums, part, own, bias_hh, unit)
+                    members, new = equations(a, members, ())
+                    if step + 1 < own_end:
+                        put_word(words, group * 2 + number % 2, part, unit, number, members[0])
+                    y_out[n, time_index(step, lengths[row], reverse), unit] = members[0]
+                    if keep:
+                        store_values(values, offset[step] + row, unit, new)
+                    if step + 1 < own_end:  # loaded now, it is there after the next product
+                        x_row = offset[step + 1] - offset[first_step] + row
+                        x_part = inputs(x_sums, x_row, bias_ih, unit)
+                step += 1
+                if step < end:
+                    receive(words, group, number, lengths, first_row, step, operand)
+                    number += 1
+                cuda.syncthreads()
+            if mine:
+                store_state(state, row, unit, members)
+            first_row += cuda.gridDim.x * most_rows
+
+    return exchange_forward
+
+
+def make_exchange_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
+    """Build the kernel that takes all rows through some steps, backward."""
+    gates = len(cell.recurrent_gates)
+    part_plan = phase_plans(cell)[0]
+    H, units, parts, padded, most_rows = tile.H, tile.units, tile.parts, tile.padded, tile.rows
+    states, num_values, threads = len(cell.states), cell.num_values, tile.threads
+    pre = cell.pre_activations
+    split = part_plan.blocks - part_plan.recurrents
+    store_ih = make_store([cell.input_gates.index(p.gate) for p in pre[: part_plan.inputs]])
+    store_hh = make_store(range(gates))
+    load_state, store_state = make_load(range(states)), make_store(range(states))
+    load_values = make_load(range(num_values))
+    no_state, no_values = make_zeros(states), make_zeros(num_values)
+    equations = register_jitable(cell.phases[0].backward)
+    load_weights, multiply = make_product(tile, gates, by_columns=True)
+    gather, receive, put = make_gather(tile, 1), _make_receive(tile, gates), _make_put(gates)
+    d_shape, sums_shape = (most_rows, gates, padded), (parts * most_rows, 1, units)
+    weights_shape = (gates, tile.length)
+
+    def exchange_backward(
+        h_before,  # (packed rows of these steps, 1, H): h before each step
+        weight_hh,  # (recurrent gates * H, H)
+        values,  # (packed rows, values, H)
+        dy,  # (N, T, H), any strides; read where valid, if `has_dy`
+        dstate,  # (N, states, H): gradient of the state after the steps; becomes that before them
+        d_ih,  # (packed rows of these steps, input gates, H): gradients of W x + b; written
+        d_hh,  # (packed rows of these steps, recurrent gates, H): of U h + b; written
+        words,  # (2 * groups, rows of a tile * recurrent gates, H): exchanges, as forward
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        first_step,
+        last_step,
+        reverse,  # whether rows were walked from their last step
+        has_dy,
+        number,  # of the first exchange
+    ):
+        thread = cuda.threadIdx.x
+        part, own = thread // units, thread % units
+        parts_there = cuda.blockDim.x // units  # as forward
+        group, unit = cuda.blockIdx.x, cuda.blockIdx.y * units + own
+        d_tile = cuda.shared.array(d_shape, types.float32, 16)
+        sums = cuda.shared.array(sums_shape, types.float32)
+        weights = cuda.local.array(weights_shape, types.float32)
+
+        zero = zero_like(weight_hh[0, 0])
+        load_weights(weight_hh, unit, part, weights, zero)
+        first_row = group * most_rows
+        while first_row < order.shape[0]:
+            row = first_row + part
+            mine = part < most_rows and row < order.shape[0] and unit < H
+            rows = min(most_rows, order.shape[0] - first_row)
+            own_end = min(last_step, lengths[row]) if mine else first_step
+            n = order[row] if mine else 0
+            members, saved, h = no_state(zero), no_values(zero), zero
+            if mine:
+                members = load_state(dstate, row, unit)
+            at = thread
+            while at < most_rows * gates * padded:  # the padding stays 0, and rows until they begin
+                line = at // padded
+                d_tile[line // gates, line % gates, at % padded] = zero
+                at += threads
+            cuda.syncthreads()
+            step = min(last_step, lengths[first_row]) - 1
+            while step >= first_step:
+                if step < own_end:
+                    packed = offset[step] - offset[first_step] + row
+                    h = h_before[packed, 0, unit]
+                    saved = load_values(values, offset[step] + row, unit)
+                    if has_dy:
+                        d = dy[n, time_index(step, lengths[row], reverse), unit]
+                        members = (members[0] + d,) + members[1:]
+                    da, members, _ = equations(h, saved, members, no_values(zero))
+                    put(words, group * 2 + number % 2, part * gates, unit, number, da[split:])
+                    store_ih(d_ih, packed, unit, da)
+                    store_hh(d_hh, packed, unit, da[split:])
+                receive(words, group, number, lengths, first_row, step, d_tile)
+                number += 1
+                cuda.syncthreads()
+                multiply(weights, d_tile, rows, part, own, sums, zero)
+                cuda.syncthreads()
+                if step < own_end:
+                    gather(sums, part, own, parts_there)
+                    members = (members[0] + sums[part, 0, own],) + members[1:]
+                step -= 1
+            if mine:
+                store_state(dstate, row, unit, members)
+            first_row += cuda.gridDim.x * most_rows
+
+    return exchange_backward

@@ -1,0 +1,132 @@
+"""Products of rows with recurrent weights that stay in the registers of a block of threads.
+
+Thread (part, unit) holds the weights of one unit and of a part of what they are multiplied with. It
+multiplies them with every row of a tile, and the parts are summed through shared memory: what
+`resident_kernels`, where a block has all units, and `exchange_kernels`, where it has some, are made
+of.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.cuda.extending import register_jitable
+
+from ..cells import HIDDEN, Cell
+from ..plan import phase_plans
+from .intrinsics import load_four
+
+
+class Tile(NamedTuple):
+    """How a block of threads shares the work of its rows."""
+
+    H: int
+    units: int  # of them that the block has
+    parts: int  # of the vectors that weights are multiplied with
+    length: int  # of a part, in whole groups of four
+    rows: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.units * self.parts
+
+    @property
+    def padded(self) -> int:
+        """Length of the vectors."""
+        return self.parts * self.length
+
+
+def has_one_product(cell: Cell, dtype: np.dtype[Any]) -> bool:
+    """Whether a cell's step is one product with h, of numbers that the loads of four are for."""
+    (part, *more) = phase_plans(cell)
+    plain = cell.phases[0].operand is HIDDEN
+    return not more and part.recurrents > 0 and plain and dtype.itemsize == 4
+
+
+def make_product(tile: Tile, gates: int, by_columns: bool) -> tuple[Any, Any]:
+    """Build what loads a thread's weights, and what multiplies them with the rows of a tile.
+
+    By rows: sums[part, row, gate, unit] = sum over k of U[gate, unit, k] * vectors[row, 0, k].
+    By columns: sums[part, row, 0, unit] = sum over gates and k of U[gate, k, unit] *
+    vectors[row, gate, k]. Both over the k of the thread's part. Weights are loaded for a unit of
+    the cell; sums are of the block's units.
+    """
+    H, units, parts, length, most_rows = tile
+
+    if by_columns:
+
+        def place(gate, unit, k):
+            return gate * H + k, unit
+
+    else:
+
+        def place(gate, unit, k):
+            return gate * H + unit, k
+
+    weight_at = register_jitable(place)
+
+    if units == H:
+
+        def is_there(unit, k):
+            return k < H
+
+    else:  # the last block may have fewer units
+
+        def is_there(unit, k):
+            return k < H and unit < H
+
+    has_weight = register_jitable(is_there)
+
+    def load(weight_hh, unit, part, weights, zero):
+        # weight_hh: (gates * H, H); weights: (gates, length), of the thread
+        for gate in range(gates):
+            for k in range(length):
+                row, column = weight_at(gate, unit, part * length + k)
+                there = has_weight(unit, part * length + k)
+                weights[gate, k] = weight_hh[row, column] if there else zero
+
+    def dot(weights, gate, vectors, row, which, part, total):
+        for k in range(0, length, 4):
+            a, b, c, d = load_four(vectors, row, which, part * length + k)
+            total += weights[gate, k] * a
+            total += weights[gate, k + 1] * b
+            total += weights[gate, k + 2] * c
+            total += weights[gate, k + 3] * d
+        return total
+
+    add_dot = register_jitable(dot)
+
+    if by_columns:
+
+        def multiply(weights, vectors, rows, part, unit, sums, zero):
+            for row in range(rows):
+                total = zero
+                for gate in range(gates):
+                    total = add_dot(weights, gate, vectors, row, gate, part, total)
+                sums[part * most_rows + row, 0, unit] = total
+
+    else:
+
+        def multiply(weights, vectors, rows, part, unit, sums, zero):
+            for row in range(rows):
+                for gate in range(gates):
+                    total = add_dot(weights, gate, vectors, row, 0, part, zero)
+                    sums[part * most_rows + row, gate, unit] = total
+
+    return register_jitable(load), register_jitable(multiply)
+
+
+def make_gather(tile: Tile, gates: int) -> Callable[..., None]:
+    """Build what sums the parts of one row and unit, into those of the first part."""
+    most_rows = tile.rows
+
+    def gather(sums, row, unit, parts):
+        # sums: (parts * rows, gates, units)
+        for gate in range(gates):
+            total = sums[row, gate, unit]
+            for part in range(1, parts):
+                total += sums[part * most_rows + row, gate, unit]
+            sums[row, gate, unit] = total
+
+    return register_jitable(gather)
