@@ -1,6 +1,6 @@
 """One row's recurrence against the speed at which this machine reads its weights.
 
-    python benchmarks/bandwidth.py --threads 1 2
+    python -m benchmarks.bandwidth --threads 1 2
 
 With a batch of one, every step reads all recurrent weights once, and nothing can be faster than
 reading them. Both are timed in turns: steps of `fastgru.forward` (of long sequences of one feature,

@@ -25,14 +25,14 @@ export FASTGRU_TEST_PLAIN_MEMORY=1
 if command -v compute-sanitizer >/dev/null; then
     part memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 1 \
         python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
-        -k 'test_any_strides or test_padding or test_resident_weights and not same_bits'
+        -k 'test_any_strides or test_padding or (test_resident or test_exchange) and not same_bits'
     part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 \
         python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
-        -k 'test_resident_weights and not same_bits'
+        -k '(test_resident or test_exchange) and not same_bits'
 else
     echo "memcheck, racecheck: compute-sanitizer is not on the PATH"
     failed=1
 fi
 unset FASTGRU_TEST_PLAIN_MEMORY
-part compare 180 python benchmarks/compare_peers.py --gpu --rounds 2 --json "$folder/gpu.json"
+part compare 180 python -m benchmarks.compare_peers --gpu --rounds 2 --json "$folder/gpu.json"
 exit "$failed"

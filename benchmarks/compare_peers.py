@@ -1,6 +1,6 @@
 """Compare the speed of fastgru with that of other libraries, taking turns in one process.
 
-    python benchmarks/compare_peers.py --mode forward --threads 1
+    python -m benchmarks.compare_peers --mode forward --threads 1
 
 In every round each library has a turn, in an order that rotates; a turn's result is the median over
 its calls, and a table shows the median and the minimum over the rounds. Results are compared before
@@ -11,207 +11,40 @@ Nothing runs and no peer is loaded on import: asv imports every module of this f
 """
 
 import argparse
-import contextlib
 import gc
-import io
 import itertools
 import json
 import math
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
 import numpy as np
 
-import fastgru
-
-if __package__:  # as asv imports this folder
-    from . import gpu_peers, peers
-else:
-    import gpu_peers
-    import peers
-
-Shape = tuple[int, int, int, int]  # T, B, I, H
-
-# fmt: off
-SHAPES: tuple[Shape, ...] = (
-    (1, 1, 16, 32), (100, 1, 16, 32), (1000, 1, 8, 16), (100, 1, 64, 128), (100, 1, 256, 256),
-    (100, 1, 512, 512), (50, 32, 32, 32), (100, 32, 64, 128), (100, 64, 128, 256),
-    (50, 64, 256, 512), (50, 128, 512, 512), (25, 64, 1024, 1024), (100, 256, 64, 64),
-    (24, 1024, 8, 64),
+from . import gpu_peers, peers
+from .problems import MODES, SHAPES, Problem, Shape, shape_of, shapes_for
+from .turns import (
+    PAUSE,
+    Contender,
+    contenders_for,
+    machine_facts,
+    microseconds,
+    play,
+    seconds_of,
+    usable_cores,
+    worker_environment,
 )
+
 QUICK_SHAPES: tuple[Shape, ...] = ((1, 1, 16, 32), (100, 1, 16, 32), (50, 32, 32, 32))
-# fmt: on
-MODES = {
-    "forward": "forward (inference, weights prepared beforehand)",
-    "train": "forward + backward (gradients of x, h0 and all weights, which change every time)",
-    "step": "one time step of one stream (weights prepared beforehand, the state fed back)",
-}
 PIPELINE_SHAPE: Shape = (100, 32, 64, 128)
 GEMM_SIZES = (2048, 1024, 1024)  # of the product that stands for the machine's peak
 
-TURN = 0.05  # seconds of calls in a turn
-TRIAL = 0.02  # seconds of calls to find the fastest way and the number of calls in a turn
-WARM_UP = 0.005  # seconds of calls before a turn is timed: threads awake, weights in cache
-# Before a turn the threads of the library before must have gone to sleep; OpenBLAS's, the most
-# patient, wait for 2**26 cycles.
-PAUSE = 0.04
-SLOW = 20  # a library that many times slower than fastgru gets one call a turn
 CLOSE = 0.05  # a ratio that near to the goal is measured again
-
-# Results may differ by this times eps * sqrt(I + H) * max(1, largest magnitude of the array). At
-# SHAPES, outputs differ by less than 0.5 of these units and gradients, sums over all steps and
-# samples, by less than 8; an output computed in bfloat16 by more than 1000.
-TOLERANCE = 24
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """Environment in which every library has that many threads."""
-    pools = ("OMP", "OPENBLAS", "MKL", "NUMBA")
-    limits = {f"{pool}_NUM_THREADS": str(threads) for pool in pools}
-    # JAX has no option for it, but its CPU client sizes its pools by NPROC.
-    return os.environ | limits | {"NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
-
-
-def machine_facts(threads: int) -> dict[str, str]:
-    """What this process measures with, by label; to be asked before any peer is loaded.
-
-    It starts Numba's threads, which thereby get the layer that they have without peers: once
-    OpenVINO has loaded its TBB, Numba would take that.
-    """
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
-    facts = {"processor": f"{cpu}, {usable_cores()} cores", "system": platform.platform()}
-    if hasattr(os, "getloadavg"):
-        facts["load average"] = f"{os.getloadavg()[0]:.2f} (of the last minute, before this run)"
-    facts["threads"] = str(threads)
-    with contextlib.redirect_stdout(io.StringIO()) as text:
-        fastgru.show_config()
-    facts |= {line[:17].strip(): line[17:].strip() for line in text.getvalue().splitlines()}
-    facts = {label: text for label, text in facts.items() if "cupy" not in label}
-    facts["fastgru"] = fastgru.__version__
-    for peer in peers.PEERS[1:]:
-        found = peers.installed(peer)
-        facts[peer.name] = metadata.version(peer.needs[0]) if found else "absent"
-    return facts
-
-
-@dataclass
-class Contender:
-    """One that takes turns: a call, and what its turns measured."""
-
-    name: str
-    run: Callable[[], Any]
-    way: str = ""
-    estimate: float = math.inf
-    calls: int = 1  # in a turn
-    rounds: list[float] = field(default_factory=list)  # seconds a call
-    cores: list[float] = field(default_factory=list)  # kept busy
-
-    @classmethod
-    def fastest(cls, name: str, ways: peers.Ways) -> "Contender":
-        """The fastest of several ways, by a short trial after a first call."""
-        trials = []
-        for label, way in ways.items():
-            way.run()
-            time.sleep(PAUSE)
-            laps: list[float] = []
-            start = time.perf_counter()
-            while len(laps) < 2 or time.perf_counter() - start < TRIAL:
-                laps.append(seconds_of(way.run))
-            trials.append(cls(name, way.run, label, min(laps), max(1, round(TURN / min(laps)))))
-        return min(trials, key=lambda trial: trial.estimate)
-
-    def take_turn(self) -> None:
-        """Time a turn's calls."""
-        time.sleep(PAUSE)
-        start = time.perf_counter()
-        while self.estimate < TURN and time.perf_counter() - start < WARM_UP:
-            self.run()
-        gc.disable()
-        cpu, start = time.process_time(), time.perf_counter()
-        laps = [seconds_of(self.run) for _ in range(self.calls)]
-        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-        gc.enable()
-        # A slow call is noise more often than not, so a turn counts by its median.
-        self.rounds.append(median(laps))
-        self.cores.append(cpu / wall)
-
-    def record(self) -> dict[str, Any]:
-        """All that was measured, for JSON."""
-        kept = {"way": self.way, "calls": self.calls, "seconds": self.rounds, "cores": self.cores}
-        return kept | {"median": median(self.rounds), "minimum": min(self.rounds)}
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    """Duration of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def play(contenders: Sequence[Contender], rounds: int) -> None:
-    """Play rounds, each of a turn of every contender."""
-    for _ in range(rounds):
-        first = len(contenders[0].rounds) % len(contenders)
-        for contender in (*contenders[first:], *contenders[:first]):
-            contender.take_turn()
-
-
-def check_results(results: Mapping[str, Mapping[str, Any]], tolerance: float) -> None:
-    """Raise ValueError unless all libraries computed the same, each in each of its ways."""
-    wrong = []
-    for (one, a), (other, b) in itertools.combinations(results.items(), 2):
-        assert a.keys() == b.keys(), (one, other)
-        errors = {}
-        for name in a:
-            assert a[name].shape == b[name].shape, (one, other, name)
-            scale = max(1.0, float(np.abs(b[name]).max()))
-            errors[name] = float(np.abs(a[name] - b[name]).max()) / scale
-        bad = [f"{name} by {e:.1e}" for name, e in errors.items() if not e <= tolerance]  # or NaN
-        if bad:
-            wrong.append(f"{one} and {other} differ in {', '.join(bad)}")
-    if wrong:
-        more = f"; and {len(wrong) - 4} more pairs" if len(wrong) > 4 else ""
-        raise ValueError(f"{'; '.join(wrong[:4])}{more} (tolerance {tolerance:.1e})")
-
-
-def contenders_for(
-    mode: str, problem: peers.Problem, libraries: Sequence[Any]
-) -> dict[str, Contender]:
-    """The libraries ready to take turns at a problem, after their results were compared."""
-    ways = {library.name: getattr(library, mode)(problem) for library in libraries}
-    results = {}
-    for name, of_library in ways.items():
-        for label, way in of_library.items():
-            # Copied, as a way may write every result to the same memory.
-            values = {key: np.array(value) for key, value in way.read(way.run()).items()}
-            results[f"{name} ({label})"] = values
-    I, H, eps = problem.x.shape[2], problem.dy.shape[2], np.finfo(problem.x.dtype).eps
-    check_results(results, TOLERANCE * float(eps) * math.sqrt(I + H))
-    contenders = {name: Contender.fastest(name, of_library) for name, of_library in ways.items()}
-    for contender in contenders.values():
-        if contender.estimate > SLOW * contenders["fastgru"].estimate:
-            contender.calls = 1
-    return contenders
 
 
 def products(dtype: str) -> list[Contender]:
@@ -236,7 +69,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row of a table."""
     T, B, I, H = shape
-    problem = peers.Problem.draw(cell, T, B, I, H, options.dtype)
+    problem = Problem.draw(cell, T, B, I, H, options.dtype)
     contenders = contenders_for(mode, problem, libraries)
     gemms = products(options.dtype)
     fast = contenders["fastgru"]
@@ -249,8 +82,7 @@ def measure(
     again = bool(rivals) and abs(min(ratios().values()) / options.goal - 1) <= CLOSE
     if again:
         play([*contenders.values(), *gemms], 2 * options.rounds)
-    flops = 2 * T * B * problem.weights["weight_ih"].shape[0] * (I + H)
-    speed = flops * (3 if mode == "train" else 1) / median(fast.rounds)
+    speed = problem.flops(mode) / median(fast.rounds)
     peak = max(2 * math.prod(GEMM_SIZES) / median(gemm.rounds) for gemm in gemms)
     best = min(rivals, key=lambda rival: median(rival.rounds), default=None)
     return {
@@ -263,12 +95,6 @@ def measure(
         "libraries": {name: contender.record() for name, contender in contenders.items()},
         "products": {gemm.name: gemm.record() for gemm in gemms},
     }
-
-
-def microseconds(seconds: float) -> str:
-    """A duration with three digits."""
-    µs = 1e6 * seconds
-    return f"{µs:.0f}" if µs >= 100 else f"{µs:.3g}"
 
 
 def show_row(row: Mapping[str, Any]) -> None:
@@ -298,11 +124,8 @@ def table(
     sizes = "".join(f"{size:>5}" for size in "TBIH")
     print(f"{sizes}{names}{'ratio':>8}  {'best':<12}{'GFLOP/s':>8}{'% gemm':>7}")
     able = [one for one in libraries if hasattr(one, mode) and options.dtype in one.dtypes]
-    shapes = options.shape
-    if mode == "step":
-        shapes = dict.fromkeys((1, 1, I, H) for _, _, I, H in shapes)
     rows = []
-    for shape in shapes:
+    for shape in shapes_for(mode, tuple(options.shape)):
         try:
             rows.append(measure(cell, mode, shape, options, able))
         except Exception as error:  # of any library: the other shapes are still worth measuring
@@ -326,7 +149,7 @@ def table(
 def pipeline(cell: str, options: argparse.Namespace, threads: int) -> dict[str, Any]:
     """How much `forward` and a NumPy product, each with its own threads, lose by alternating."""
     T, B, I, H = PIPELINE_SHAPE
-    problem = peers.Problem.draw(cell, T, B, I, H, options.dtype)
+    problem = Problem.draw(cell, T, B, I, H, options.dtype)
     ways = peers.FastGRU(threads).forward(problem)
     y = problem.dy.reshape(B * T, H)
     read_out = np.random.default_rng(0).normal(size=(H, H)).astype(options.dtype)
@@ -372,14 +195,6 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     return {"machine": facts, "tables": tables, "pipelines": pipelines}
 
 
-def shape_of(text: str) -> Shape:
-    """A shape given as T,B,I,H."""
-    T, B, I, H = (int(size) for size in text.split(","))
-    if min(T, B, I, H) < 1:
-        raise ValueError(text)
-    return T, B, I, H
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -423,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for threads in options.threads or sorted({1, usable_cores()}):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "run.json"
-            command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+            command = [sys.executable, "-m", f"{__package__}.compare_peers", *arguments]
             command += ["--threads", str(threads), "--worker", str(path)]
             status = subprocess.run(command, env=worker_environment(threads), check=False)
             failed |= status.returncode != 0

@@ -1,14 +1,18 @@
 """Peak memory of one call: what the process grows by beyond what it held before.
 
-    python benchmarks/memory.py
+    python -m benchmarks.memory
 
 Each library and call has a process of its own, which first makes the same call on a short sequence,
 so that code and thread pools do not count.
 """
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import fastgru
 
 SHAPE = (10_000, 32, 128, 128)  # T, B, I, H
 MIB = 2**20
@@ -16,21 +20,21 @@ MIB = 2**20
 PROGRAM = """
 import json, resource, sys
 import numpy as np
-library, mode, (T, B, I, H) = json.loads(sys.argv[1])
+library, mode, cell, (T, B, I, H) = json.loads(sys.argv[1])
 rng = np.random.default_rng(0)
 
 if library == "fastgru":
     import fastgru
-    weights = fastgru.pack(fastgru.init_params(I, H, rng=0))
+    weights = fastgru.pack(fastgru.init_params(I, H, cell=cell, rng=0))
     def call(x):
         return (fastgru.forward if mode == "forward" else fastgru.forward_train)(x, weights)
     convert = lambda x: x
 else:
     import torch
-    gru = torch.nn.GRU(I, H, batch_first=True)
+    layer = getattr(torch.nn, cell.upper())(I, H, batch_first=True)
     def call(x):
         with torch.set_grad_enabled(mode == "train"):
-            return gru(x)
+            return layer(x)
     convert = torch.from_numpy
 
 def peak():
@@ -44,11 +48,13 @@ print(peak() - before)
 """
 
 
-def growth(library: str, mode: str) -> int:
-    """Bytes that a process grows by."""
-    argument = json.dumps([library, mode, SHAPE])
-    command = [sys.executable, "-c", PROGRAM, argument]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def growth(
+    library: str, mode: str, cell: str = "gru", shape: tuple[int, int, int, int] = SHAPE
+) -> int:
+    """Bytes that a process grows by, with the very fastgru of this one."""
+    command = [sys.executable, "-c", PROGRAM, json.dumps([library, mode, cell, shape])]
+    env = os.environ | {"PYTHONPATH": str(Path(fastgru.__file__).parents[1])}
+    return int(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:

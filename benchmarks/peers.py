@@ -1,58 +1,23 @@
 """How each library is asked for one recurrent layer: a class for each, listed in `PEERS`.
 
 A class is made once for a number of threads. Its methods are named after the modes that it has,
-``forward``, ``train`` (forward and backward) and ``step``; they take a `Problem` and return *ways*
-to compute it. All ways must give the same results; a comparison takes the fastest, so that no
-library loses by how it was called. Peers get what suits them: weights prepared beforehand, x
-already in the order of axes that they want.
+``forward``, ``train`` (forward and backward), ``step`` and, fastgru alone, ``stream`` (a sequence
+step by step); they take a `Problem` and return *ways* to compute it. All ways must give the same
+results; a comparison takes the fastest, so that no library loses by how it was called. Peers get
+what suits them: weights prepared beforehand, x already in the order of axes that they want.
 
 Libraries are imported inside, so that this module needs fastgru and NumPy only.
 """
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 import fastgru
 
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One layer with its inputs; x and dy are (B, T, features), states are tuples of (B, H)."""
-
-    cell: str
-    params: fastgru.Params
-    x: Array
-    states: tuple[Array, ...]
-    dy: Array
-
-    @classmethod
-    def draw(cls, cell: str, T: int, B: int, I: int, H: int, dtype: str) -> "Problem":
-        """Random weights, inputs and gradients; always the same for the same arguments."""
-        rng = np.random.default_rng([T, B, I, H])
-
-        def normal(*shape: int) -> Array:
-            return rng.normal(size=shape).astype(dtype)
-
-        params = fastgru.init_params(I, H, cell=cell, dtype=dtype, rng=rng)
-        states = tuple(np.tanh(normal(B, H)) for _ in range(2 if cell == "lstm" else 1))
-        return cls(cell, params, normal(B, T, I), states, normal(B, T, H))
-
-    @property
-    def weights(self) -> dict[str, Array]:
-        """The weights by PyTorch's names, without the layer: weight_ih, weight_hh and biases."""
-        return dict(self.params.layers[0][0].items())
-
-    @property
-    def x_time_major(self) -> Array:
-        """x as a contiguous (T, B, I) array."""
-        return np.ascontiguousarray(self.x.transpose(1, 0, 2))
+from .problems import Array, Problem
 
 
 class Way(NamedTuple):
@@ -70,8 +35,9 @@ def as_tuple(state: Any) -> tuple[Any, ...]:
     return tuple(state) if isinstance(state, tuple | list) else (state,)
 
 
-def read_forward(y: Any, states: Any, time_major: bool) -> dict[str, Any]:
-    """Results of a forward pass, whose y may be (T, B, H), by name."""
+def read_forward(result: Any, time_major: bool) -> dict[str, Any]:
+    """What a forward pass gave, y, which may be (T, B, H), and states, by name."""
+    y, states = result
     y = np.asarray(y)
     named = {"y": y.transpose(1, 0, 2) if time_major else y}
     for name, state in zip("hc", as_tuple(states), strict=False):
@@ -121,7 +87,8 @@ class FastGRU:
         packed, h0 = fastgru.pack(p.params), self._state(p)
         return {
             "packed": Way(
-                lambda: fastgru.forward(p.x, packed, h0), lambda r: read_forward(*r, False)
+                lambda: fastgru.forward(p.x, packed, h0),
+                lambda r: read_forward(r, False),
             )
         }
 
@@ -135,13 +102,24 @@ class FastGRU:
         def read(result: Any) -> dict[str, Any]:
             y, h_n, (dx, dh0, dparams) = result
             dweights = dict(dparams.layers[0][0].items())
-            return read_forward(y, h_n, False) | read_gradients(dx, dh0, dweights)
+            return read_forward((y, h_n), False) | read_gradients(dx, dh0, dweights)
 
         return {"plain": Way(run, read)}
 
     def step(self, p: Problem) -> Ways:
         packed, x_t = fastgru.pack(p.params), p.x[:, 0]
         return {"packed": stream(lambda h: fastgru.step(x_t, packed, h)[1], self._state(p))}
+
+    def stream(self, p: Problem) -> Ways:
+        packed, h0 = fastgru.pack(p.params), self._state(p)
+
+        def run() -> Any:
+            h = h0
+            for t in range(p.x.shape[1]):
+                _, h = fastgru.step(p.x[:, t], packed, h)
+            return h
+
+        return {"packed": Way(run, read_states)}
 
 
 def onnx_model(p: Problem) -> bytes:
@@ -164,12 +142,13 @@ def onnx_model(p: Problem) -> bytes:
     def info(name: str, *shape: int) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
+    options: dict[str, Any] = {"linear_before_reset": 1} if op == "GRU" else {}
     node = helper.make_node(
         op,
         ["x", *constants, "", *(f"{s}0" for s in states)],
         ["y", *(f"{s}_n" for s in states)],
         hidden_size=H,
-        **({"linear_before_reset": 1} if op == "GRU" else {}),
+        **options,
     )
     graph = helper.make_graph(
         [node],
@@ -194,7 +173,7 @@ def onnx_feeds(p: Problem) -> dict[str, Array]:
 def read_onnx(result: Any) -> dict[str, Any]:
     """Outputs of `onnx_model` by name."""
     y, *states = result
-    return read_forward(np.asarray(y)[:, 0], states, True)
+    return read_forward((np.asarray(y)[:, 0], states), True)
 
 
 class OnnxRuntime:
@@ -326,7 +305,7 @@ class PyTorch:
         def way(time_major: bool) -> Way:
             layer, x, h0 = self._layer(p, time_major)
             run = self.torch.inference_mode()(lambda: layer.eval()(x, h0))
-            return Way(run, lambda r: read_forward(*r, time_major))
+            return Way(run, lambda r: read_forward(r, time_major))
 
         return {"batch first": way(False), "time major": way(True)}
 
@@ -351,7 +330,7 @@ class PyTorch:
                 names = [name.removesuffix("_l0") for name in weights]
                 dweights = dict(zip(names, gradients[count:], strict=True))
                 named = read_gradients(dx.numpy(), gradients[:count], dweights)
-                return read_forward(y, h_n, time_major) | named
+                return read_forward((y, h_n), time_major) | named
 
             return Way(run, read)
 
@@ -413,7 +392,7 @@ class Jax:
     def forward(self, p: Problem) -> Ways:
         arguments, ready = self._arguments(p), self.jax.block_until_ready
         run = self.jax.jit(lambda *a: self._forward(p.cell, *a))
-        return {"scan": Way(lambda: ready(run(*arguments)), lambda r: read_forward(*r, True))}
+        return {"scan": Way(lambda: ready(run(*arguments)), lambda r: read_forward(r, True))}
 
     def train(self, p: Problem) -> Ways:
         arguments, ready = self._arguments(p), self.jax.block_until_ready
@@ -430,7 +409,7 @@ class Jax:
             y, states, (dx, dstates, dweights) = result
             dweights = {name: np.asarray(dw).T for name, dw in dweights.items()}
             named = read_gradients(np.asarray(dx).transpose(1, 0, 2), dstates, dweights)
-            return read_forward(y, states, True) | named
+            return read_forward((y, states), True) | named
 
         return {"scan": Way(lambda: ready(run(dy, *arguments)), read)}
 

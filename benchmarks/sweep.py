@@ -1,6 +1,6 @@
 """Time per multiply-add of `fastgru.forward` over sizes, to look for cliffs.
 
-    python benchmarks/sweep.py --threads 1 2
+    python -m benchmarks.sweep --threads 1 2
 
 Every row is a hidden size, every column a batch; a figure is the median time of a call divided by
 T * B * H * H, in picoseconds. Along a row and down a column it should fall and then stay: a `!`

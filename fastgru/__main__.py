@@ -1,4 +1,4 @@
-"""Command line: ``fastgru demo`` and ``fastgru info``."""
+"""Command line: ``fastgru demo``, ``fastgru bench`` and ``fastgru info``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fastgru
 from fastgru import demo
@@ -37,6 +38,35 @@ def _file(text: str) -> Path:
     return path
 
 
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(_positive(size) for size in text.split(","))
+    if len(sizes) != 4:
+        raise argparse.ArgumentTypeError(f"must be four sizes, T,B,I,H: {text!r}")
+    return sizes
+
+
+def _add_plot(command: argparse.ArgumentParser, name: str) -> None:
+    plot = command.add_mutually_exclusive_group()
+    plot.add_argument(
+        "--plot", type=_file, metavar="PATH", default=Path(name), help="PNG file to write"
+    )
+    plot.add_argument(
+        "--no-plot",
+        action="store_const",
+        const=None,
+        dest="plot",
+        default=argparse.SUPPRESS,
+        help="write no PNG file",
+    )
+
+
+def _bench(**options: Any) -> int:
+    # Benchmarks stand above the package: this command is all that reaches up to them.
+    from fastgru.benchmarks import bench
+
+    return bench.main(**options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -48,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 2 when no command is given.
+        Exit status: 0, 1 when `bench` could not measure something, or 2 when no command is given.
     """
     parser = argparse.ArgumentParser(
         prog="fastgru", description="Gated recurrent units for arrays."
@@ -67,18 +97,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--epochs", type=_positive, default=20, help="passes over the training windows"
     )
     run.add_argument("--hidden-size", type=_positive, default=32, help="units of the layer")
-    plot = run.add_mutually_exclusive_group()
-    plot.add_argument(
-        "--plot", type=_file, metavar="PATH", default=Path("forecast.png"), help="PNG file to write"
+    _add_plot(run, "forecast.png")
+
+    about = "time GRU against LSTM on this machine, beside the libraries that are installed"
+    run = commands.add_parser(
+        "bench",
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}: onnxruntime, OpenVINO, PyTorch and JAX. "
+        "Takes about a minute.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    plot.add_argument(
-        "--no-plot",
-        action="store_const",
-        const=None,
-        dest="plot",
-        default=argparse.SUPPRESS,
-        help="write no PNG file",
+    run.add_argument("--rounds", type=_positive, default=3, help="turns that each one gets")
+    run.add_argument("--threads", type=_positive, help="that each one has; all cores if not given")
+    run.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        metavar="T,B,I,H",
+        help="sizes to measure instead of three usual ones; may be repeated",
     )
+    run.add_argument(
+        "--json",
+        type=_file,
+        metavar="PATH",
+        dest="json_path",
+        default=Path("bench.json"),
+        help="file to write",
+    )
+    _add_plot(run, "bench.png")
 
     about = "print versions, SIMD width, threading layer, cache folder and GPU"
     commands.add_parser("info", help=about, description=about)
@@ -87,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = args.pop("command")
     if command == "demo":
         demo.main(**args)
+    elif command == "bench":
+        return _bench(**args)
     elif command == "info":
         fastgru.show_config()
     else:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import problems
 import pytest
@@ -52,3 +53,11 @@ def library(request: pytest.FixtureRequest) -> problems.Library:
         return problems.NUMPY
     found: problems.Library = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture
+def no_matplotlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that, on the module search path, makes matplotlib as good as missing."""
+    folder = tmp_path_factory.mktemp("no_matplotlib")
+    (folder / "matplotlib.py").write_text("raise ModuleNotFoundError('matplotlib')\n")
+    return folder

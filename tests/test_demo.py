@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import fastgru_command
 
 import fastgru
 from fastgru import __main__ as cli
@@ -25,29 +23,6 @@ SHORT = ("--epochs", "1", "--hidden-size", "8")
 @pytest.fixture(scope="module")
 def problem() -> demo.Problem:
     return demo.prepare(*demo.load_co2())
-
-
-def fastgru_command(
-    *args: str | Path, cwd: Path, path: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m fastgru`` with this very fastgru, in a folder where it may leave files."""
-    folders = [str(folder) for folder in (path, Path(fastgru.__file__).parents[1]) if folder]
-    return subprocess.run(
-        [sys.executable, "-m", "fastgru", *args],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-@pytest.fixture
-def no_matplotlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that, on the module search path, makes matplotlib as good as missing."""
-    folder = tmp_path_factory.mktemp("no_matplotlib")
-    (folder / "matplotlib.py").write_text("raise ModuleNotFoundError('matplotlib')\n")
-    return folder
 
 
 def test_the_record_is_the_published_one() -> None:

@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TREE = ["fastgru", "kernels", "tests", "benchmarks"]
 FILES = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]
+# Where the sources of the package lie, and where they are installed.
+TREES = {"fastgru": "fastgru", "benchmarks": "fastgru/benchmarks", "kernels": "fastgru/kernels"}
 WHERE = "import fastgru, fastgru.kernels.cells as c; print(fastgru.__file__, c.__file__)"
 
 
@@ -67,10 +69,11 @@ def install(python, *what, cwd):
 
 def modules(root):
     """Every module of the package in a source tree: the name it is imported from, and its file."""
-    for top, package in (("fastgru", "fastgru"), ("kernels", "fastgru/kernels")):
+    for top, package in TREES.items():
         for path in sorted((root / top).rglob("*.py")):
             inside = path.relative_to(root / top)
-            if top == "kernels" or inside.parts[0] != "kernels":
+            # Not what the symlinks in fastgru/ lead to, nor asv's environments.
+            if inside.parts[0] not in (*TREES, ".asv"):
                 yield f"{package}/{inside.as_posix()}", path
 
 
@@ -123,7 +126,8 @@ def test_sdist_holds_every_source_once(built):
     sources = [path.relative_to(ROOT).as_posix() for _, path in modules(ROOT)]
     tests = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")]
     assert {*sources, *tests, *FILES, "fastgru/data/co2.csv"} <= {*names}
-    assert not [name for name in names if name.startswith("fastgru/kernels")]
+    twins = ("fastgru/benchmarks", "fastgru/kernels")
+    assert not [name for name in names if name.startswith(twins)]
 
 
 def test_sdist_builds_the_same_wheel(built, wheel):
@@ -132,8 +136,8 @@ def test_sdist_builds_the_same_wheel(built, wheel):
 
 def test_wheel_runs(installed, tmp_path):
     assert run(installed, "-c", WHERE, cwd=tmp_path).count("site-packages") == 2
-    absent = "import importlib.util as u; print(u.find_spec('kernels'))"
-    assert run(installed, "-c", absent, cwd=tmp_path).strip() == "None"
+    absent = "import importlib.util as u; print(*map(u.find_spec, ('kernels', 'benchmarks')))"
+    assert run(installed, "-c", absent, cwd=tmp_path).strip() == "None None"
 
 
 @pytest.mark.parametrize("place", ["elsewhere", "checkout"])
@@ -142,16 +146,19 @@ def test_command_line_runs(installed, tmp_path, place):
         pytest.skip("without its symlink the source tree needs an editable install")
     cwd = tmp_path if place == "elsewhere" else copy_checkout(tmp_path / place)
     assert "fastgru" in run(installed, "-m", "fastgru", "info", cwd=cwd)
+    bench = ["bench", "--rounds", "1", "--shape", "2,1,3,4", "--no-plot", "--json", tmp_path / "b"]
+    assert "GRU/LSTM" in run(installed, "-m", "fastgru", *bench, cwd=cwd)
     assert "fastgru" in run(installed.with_name("fastgru"), "info", cwd=cwd)
 
 
 @pytest.mark.parametrize("symlinks", [True, False])
 def test_editable_install_runs(tmp_path, symlinks):
     copy = copy_checkout(tmp_path / "checkout")
-    link = copy / "fastgru" / "kernels"
-    if not symlinks and link.is_symlink():  # what git writes where there are no symlinks
-        link.unlink()
-        link.write_text("../kernels")
+    for name in ("benchmarks", "kernels"):
+        link = copy / "fastgru" / name
+        if not symlinks and link.is_symlink():  # what git writes where there are no symlinks
+            link.unlink()
+            link.write_text(f"../{name}")
     python = make_venv(tmp_path / "venv")
     install(python, "-e", copy, cwd=tmp_path)
     assert run(python, "-c", WHERE, cwd=tmp_path).count(str(copy)) == 2
@@ -167,10 +174,15 @@ def imports(path):
 
 
 def test_imports_point_one_way():
+    """Benchmarks may use all; the package no Numba, and of benchmarks its command line alone."""
     for name, path in modules(ROOT):
-        in_kernels = name.startswith("fastgru/kernels/")
-        forbidden = {"fastgru", "kernels"} if in_kernels else {"numba", "llvmlite"}
+        folder = name.removeprefix("fastgru/").split("/")[0]
+        if folder == "benchmarks":
+            continue
+        forbidden = {"fastgru", "kernels"} if folder == "kernels" else {"numba", "llvmlite"}
         depth = len(path.relative_to(ROOT).parts) - 1  # dots that reach the top of its own tree
         for level, module in imports(path):
-            assert level > 0 or module.split(".")[0] not in forbidden, f"{path}: {module}"
+            parts = module.split(".")
+            assert level > 0 or parts[0] not in forbidden, f"{path}: {module}"
             assert level <= depth, f"{path}: climbs out of its package"
+            assert "benchmarks" not in parts or path.name == "__main__.py", f"{path}: {module}"
