@@ -30,7 +30,7 @@ class Device:
     """One of several devices; arrays are made on the current one."""
 
     compute_capability = "90"
-    attributes: ClassVar[dict[str, int]] = {"MultiProcessorCount": 132}
+    attributes: ClassVar[dict[str, int]] = {"MultiProcessorCount": 132, "CooperativeLaunch": 1}
     current: ClassVar[list[int]] = [0]
 
     def __init__(self, id: int | None = None) -> None:

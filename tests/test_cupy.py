@@ -349,7 +349,8 @@ def exchange(monkeypatch: pytest.MonkeyPatch, cupy: Library) -> Iterator[Library
     monkeypatch.setattr(choice, "CHOICES", (choice.EXCHANGE, *choice.CHOICES))
     if cupy.name != "cupy":
         monkeypatch.setattr(exchange, "_THREADS", 16)
-        monkeypatch.setattr(exchange, "_LONGEST_PART", 4)
+        monkeypatch.setattr(exchange, "LONGEST_PART", 4)
+        monkeypatch.setattr(exchange, "_SHARED_BYTES", 600)
     packed._architecture.cache_clear()
     exchange._kernels.cache_clear()
     yield cupy
@@ -360,29 +361,37 @@ def exchange(monkeypatch: pytest.MonkeyPatch, cupy: Library) -> Iterator[Library
 EXCHANGED = {"simulated cupy": (5, 9, 16), "cupy": (256, 300, 512)}
 
 
-@pytest.mark.parametrize("multiprocessors", [4, 132])
-@pytest.mark.parametrize("lengths", [None, [2, 4, 0, 1, 4, 1]])
+@pytest.mark.parametrize("groups", ["one", "many"])
+@pytest.mark.parametrize("lengths", [None, [2, 8, 0, 1, 4, 8]])
 @pytest.mark.parametrize("size", [0, 1, 2])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_exchange(
     cell: str,
     size: int,
     lengths: Any,
-    multiprocessors: int,
+    groups: str,
     exchange: Library,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Groups of blocks with one tile of rows each, or, with few multiprocessors, with several."""
+    """Groups of blocks with one tile of rows each, and one group that takes all, in turns.
+
+    In one launch, and in several, each with exchanges.
+    """
+    from fastgru.kernels.cuda import exchange as loop
     from fastgru.kernels.cuda import recurrence
 
-    if exchange.name != "cupy":
-        few = {"MultiProcessorCount": multiprocessors}
-        monkeypatch.setattr(type(exchange.asarray(np.zeros(1)).device), "attributes", few)
-    H = EXCHANGED[exchange.name][size]
-    problem = draw(cell, (6, 4, 3, H), D=2, lengths=lengths, dtype="float32")
+    H, many = EXCHANGED[exchange.name][size], 4 if exchange.name == "cupy" else 1
+    tiles = loop.tiles_for(CELLS[cell], H, np.dtype("float32"))
+    assert tiles is not None
+    assert (tiles.forward.rows < tiles.forward.parts) == (size > 0)
+    if groups == "one":
+        monkeypatch.setattr(loop, "_multiprocessors", lambda device: tiles.slices)
+    problem = draw(
+        cell, (6 * many, 8, 3, H), D=2, lengths=lengths and lengths * many, dtype="float32"
+    )
     assert chosen(problem, exchange) == "exchange"
     want = solve(problem.astype("float64"))
-    for block_bytes in (recurrence._BLOCK_BYTES, 100 * H):
+    for block_bytes in (recurrence._BLOCK_BYTES, 300 * H * many):
         monkeypatch.setattr(recurrence, "_BLOCK_BYTES", block_bytes)
         for a, b in zip(flatten(*solve(problem, exchange)), flatten(*want), strict=True):
             assert_close(a, b, 64 * EPS)
@@ -449,15 +458,19 @@ def test_a_kernel_that_waits_for_ever_is_an_error(simulated: Library) -> None:
 def test_what_the_exchange_does_not_suit(
     exchange: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = draw("gru", (1, 1, 1, 64), dtype="float32")
+    problem = draw("gru", (1, 1, 1, 16), dtype="float32")
     if exchange.name != "cupy":
         kind = type(exchange.asarray(np.zeros(1)).device)
-        for count in (63, 64):
-            monkeypatch.setattr(kind, "attributes", {"MultiProcessorCount": count})
-            assert chosen(problem, exchange) == ("exchange" if count == 64 else "steps")
+        for count, able in ((3, 1), (4, 0), (4, 1)):
+            attributes = {"MultiProcessorCount": count, "CooperativeLaunch": able}
+            monkeypatch.setattr(kind, "attributes", attributes)
+            assert chosen(problem, exchange) == ("exchange" if count * able == 4 else "steps")
+        monkeypatch.setattr(kind, "compute_capability", "61")
+        assert chosen(problem, exchange) == "steps"
+        monkeypatch.setattr(kind, "compute_capability", "90")
     assert chosen(problem.astype("float64"), exchange) == "steps"
     assert chosen(problem, exchange, "bf16") == "steps"
-    assert chosen(draw("gru_reset_before", (1, 1, 1, 64), dtype="float32"), exchange) == "steps"
+    assert chosen(draw("gru_reset_before", (1, 1, 1, 16), dtype="float32"), exchange) == "steps"
     assert chosen(draw("gru", (1, 1, 1, 5000), dtype="float32"), exchange) == "steps"
 
 

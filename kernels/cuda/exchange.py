@@ -13,15 +13,13 @@ from ..store import cell_digest
 from .context import BackwardArrays, Context, ForwardArrays, Loop
 from .exchange_kernels import make_exchange_backward, make_exchange_forward
 from .launch import Kernel
-from .product import Tile, has_one_product
+from .product import LONGEST_PART, MOST_REGISTERS, OTHER_REGISTERS, Tile, has_one_product
 
-# A block of so many threads has all registers of a multiprocessor, 255 each, so that one fits on
-# every multiprocessor and no other beside it; the tests hold that.
+# A block of so many threads, of at most 255 registers each, fits on a multiprocessor, and so does
+# its shared memory: as many blocks as there are multiprocessors can run together.
 _THREADS = 256
-_LONGEST_PART = (
-    32  # up to there the loops over weights are unrolled, so that they stay in registers
-)
 _SHARED_BYTES = 48 * 1024  # what any kernel may have
+_LEAST_CAPABILITY = 70  # see `exchange_kernels`
 
 
 class _Tiles(NamedTuple):
@@ -37,22 +35,25 @@ class _Tiles(NamedTuple):
 
 
 def tiles_for(cell: Cell, H: int, dtype: np.dtype[Any]) -> _Tiles | None:
-    """Tiles with as many units a block as its registers allow; None if there are none."""
-    parts = 1
-    while parts * _LONGEST_PART < H:
+    """Tiles with as few parts as a thread's registers allow; None if there are none."""
+    if not has_one_product(cell, dtype):
+        return None
+    gates, parts = len(cell.recurrent_gates), 1
+    most = min(LONGEST_PART, (MOST_REGISTERS - OTHER_REGISTERS) // gates // 4 * 4)
+    while parts * most < H and parts <= _THREADS:
         parts *= 2
-    if not has_one_product(cell, dtype) or parts > _THREADS:
+    if parts > _THREADS:
         return None
     length, units = -(-H // (4 * parts)) * 4, min(H, _THREADS // parts)
-    gates = len(cell.recurrent_gates)
 
     def tile(vectors: int, sums: int) -> Tile | None:
+        """With as many rows as fit, given how many vectors and sums each has."""
         rows = parts
         while rows * 4 * parts * (vectors * length + sums * units) > _SHARED_BYTES:
             rows //= 2
         return Tile(H, units, parts, length, rows) if rows else None
 
-    forward, backward = tile(1, gates), tile(gates, 1)
+    forward, backward = tile(vectors=1, sums=gates), tile(vectors=gates, sums=1)
     return None if forward is None or backward is None else _Tiles(forward, backward)
 
 
@@ -86,7 +87,11 @@ def _multiprocessors(device: Any) -> int:
 def suits(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None, device: Any) -> bool:
     """Whether this loop can take a layer: also whether all blocks of a group can run together."""
     tiles = tiles_for(cell, H, dtype) if precision is None else None
-    return tiles is not None and tiles.slices <= _multiprocessors(device)
+    able = (
+        int(device.compute_capability) >= _LEAST_CAPABILITY
+        and (device.attributes["CooperativeLaunch"])
+    )
+    return tiles is not None and bool(able) and tiles.slices <= _multiprocessors(device)
 
 
 class _Exchanges:
@@ -111,14 +116,15 @@ def forward(context: Context, arrays: ForwardArrays) -> Loop:
     """Prepare the loop of a forward pass."""
     tiles, kernel, _ = _kernels(context.cell, context.H, context.dtype)
     exchanges = _Exchanges(context, tiles, tiles.forward, 1)
-    weights, before = arrays.weights, context.xp.empty(arrays.state.shape, context.dtype)
+    weights, state_before = arrays.weights, context.xp.empty(arrays.state.shape, context.dtype)
     launch = kernel.bind(
-        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh, before,
+        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh,
+        state_before,
         arrays.state, arrays.values, arrays.y_out, exchanges.words, *context.indices,
     )  # fmt: skip
 
     def run(first: int, last: int) -> None:
-        before[...] = arrays.state
+        state_before[...] = arrays.state
         numbers = first, last, context.reverse, arrays.keep, exchanges.number(last - first)
         launch(exchanges.grid, exchanges.block, context.stream, *numbers)
 

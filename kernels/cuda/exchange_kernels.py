@@ -6,15 +6,17 @@ computed of them. `product` multiplies; then thread (part, unit) has the equatio
 `part`-th, and keeps its state in registers. For cells of one phase whose operand is h.
 
 An exchange: every block writes the words of its units, then reads those of all units, each again
-and again until its number is that of the exchange. So no block begins exchange e + 1 before all
-have written e, and none writes e + 2 before all have read e: two slots, used in turns, are enough.
-That holds only if all blocks of a group run at the same time, which the launch must see to; and
-every block must make the same exchanges, which follow from the lengths of a tile's rows alone.
-Threads of one warp may wait for each other's words: from compute capability 7.0 on, each of them
-makes progress.
+and again until its number is that of the exchange. Every exchange holds words of every block, and
+behind a barrier after reading, a block knows that all have written. So no block writes exchange
+e + 1 before all have written e, and none writes e + 2 before all have read e: two slots, used in
+turns, are enough. That holds only if all blocks of a group run at the same time, which the launch
+must see to; and every block must make the same exchanges, which follow from the lengths of a tile's
+rows alone. Threads of one warp may wait for each other's words: from compute capability 7.0 on,
+each of them makes progress.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from numba import cuda
 from numba.cuda import types
@@ -28,35 +30,65 @@ from .intrinsics import get_word, put_word
 from .pointwise import make_inputs, make_pre_activations, time_index
 from .product import Tile, make_gather, make_product
 
+_AT_ONCE = 4  # words that a thread asks for before it waits for one
+
+
+def _make_take(tile: Tile, vectors: int, count: int) -> Callable[..., None]:
+    """Build what takes so many words: all are asked for, then waited for."""
+    if count == 0:
+
+        def take(words, slot, at, total, number, out):
+            return
+
+    else:
+        H, threads = tile.H, tile.threads
+        take_others = _make_take(tile, vectors, count - 1)
+
+        def take(words, slot, at, total, number, out):
+            # words: (2 * groups, rows * vectors, H); out: (rows, vectors, padded)
+            place = min(at, total - 1)
+            line, unit = place // H, place % H
+            found, value = get_word(words, slot, line, unit)
+            take_others(words, slot, at + threads, total, number, out)
+            while found != number & 0xFFFFFFFF:
+                cuda.nanosleep(0)  # lets the other threads of the warp run
+                found, value = get_word(words, slot, line, unit)
+            if at < total:
+                out[line // vectors, line % vectors, unit] = value
+
+    return register_jitable(take)
+
 
 def _make_receive(tile: Tile, vectors: int) -> Callable[..., None]:
-    """Build what waits for the words of the rows that still run, and puts them into shared memory.
+    """Build what waits for the words of a tile's first rows and puts them into shared memory.
 
     A word's row is that of the tile times `vectors`, plus which of the row's vectors it is of.
     """
-    H, threads, most_rows = tile.H, tile.threads, tile.rows
+    H, stride = tile.H, tile.threads * _AT_ONCE
+    take = _make_take(tile, vectors, _AT_ONCE)
 
-    def receive(words, group, number, lengths, first_row, step, out):
-        # words: (2 * groups, rows * vectors, H); lengths: (N,); out: (rows, vectors, padded)
-        slot = group * 2 + number % 2
-        rows = 0
-        while (
-            rows < most_rows
-            and first_row + rows < lengths.shape[0]
-            and lengths[first_row + rows] > step
-        ):
-            rows += 1
-        at = cuda.threadIdx.x
-        while at < rows * vectors * H:
-            line, unit = at // H, at % H
-            found, value = get_word(words, slot, line, unit)
-            while found != number & 0xFFFFFFFF:
-                cuda.nanosleep(0)
-                found, value = get_word(words, slot, line, unit)
-            out[line // vectors, line % vectors, unit] = value
-            at += threads
+    def receive(words, slot, rows, number, out):
+        # words: (2 * groups, rows * vectors, H); out: (rows, vectors, padded)
+        at, total = cuda.threadIdx.x, rows * vectors * H
+        while at < total:
+            take(words, slot, at, total, number, out)
+            at += stride
 
     return register_jitable(receive)
+
+
+def _make_running(tile: Tile) -> Callable[..., Any]:
+    """Build what counts the rows of a tile that run at a step: its first ones, as rows are sorted.
+
+    For steps at which the tile's first row runs.
+    """
+    most_rows = tile.rows
+
+    def running(offset, step, first_row):
+        # offset: (T + 1,) packed rows before each step
+        return min(most_rows, offset[step + 1] - offset[step] - first_row)
+
+    return register_jitable(running)
 
 
 def _make_put(vectors: int) -> Callable[..., None]:
@@ -88,7 +120,7 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
     no_inputs, no_state = make_zeros(phase_plans(cell)[0].inputs), make_zeros(states)
     equations = register_jitable(cell.phases[0].forward)
     load_weights, multiply = make_product(tile, gates, by_columns=False)
-    gather, receive = make_gather(tile, gates), _make_receive(tile, 1)
+    gather, receive, running = make_gather(tile, gates), _make_receive(tile, 1), _make_running(tile)
     operand_shape, sums_shape = (most_rows, 1, padded), (parts * most_rows, gates, units)
     weights_shape = (gates, tile.length)
 
@@ -127,7 +159,6 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
         while first_row < order.shape[0]:
             row = first_row + part
             mine = part < most_rows and row < order.shape[0] and unit < H
-            rows = min(most_rows, order.shape[0] - first_row)
             # The tile's first row is its longest.
             end = min(last_step, lengths[first_row])
             own_end = min(last_step, lengths[row]) if mine else first_step
@@ -140,12 +171,13 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
             at = thread
             while at < most_rows * padded:  # beyond H there is padding, which stays 0
                 line, k = at // padded, at % padded
-                there = line < rows and k < H
+                there = first_row + line < order.shape[0] and k < H
                 operand[line, 0, k] = state_before[first_row + line, 0, k] if there else zero
                 at += threads
             cuda.syncthreads()
             step = first_step
             while step < end:
+                rows, slot = running(offset, step, first_row), group * 2 + number % 2
                 multiply(weights, operand, rows, part, own, sums, zero)
                 cuda.syncthreads()
                 if step < own_end:
@@ -153,7 +185,7 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
                     a = pre_activations(x_part, sums, part, own, bias_hh, unit)
                     members, new = equations(a, members, ())
                     if step + 1 < own_end:
-                        put_word(words, group * 2 + number % 2, part, unit, number, members[0])
+                        put_word(words, slot, part, unit, number, members[0])
                     y_out[n, time_index(step, lengths[row], reverse), unit] = members[0]
                     if keep:
                         store_values(values, offset[step] + row, unit, new)
@@ -162,7 +194,8 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
                         x_part = inputs(x_sums, x_row, bias_ih, unit)
                 step += 1
                 if step < end:
-                    receive(words, group, number, lengths, first_row, step, operand)
+                    rows = running(offset, step, first_row)
+                    receive(words, slot, rows, number, operand)
                     number += 1
                 cuda.syncthreads()
             if mine:
@@ -188,6 +221,7 @@ def make_exchange_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
     equations = register_jitable(cell.phases[0].backward)
     load_weights, multiply = make_product(tile, gates, by_columns=True)
     gather, receive, put = make_gather(tile, 1), _make_receive(tile, gates), _make_put(gates)
+    running = _make_running(tile)
     d_shape, sums_shape = (most_rows, gates, padded), (parts * most_rows, 1, units)
     weights_shape = (gates, tile.length)
 
@@ -223,20 +257,20 @@ def make_exchange_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
         while first_row < order.shape[0]:
             row = first_row + part
             mine = part < most_rows and row < order.shape[0] and unit < H
-            rows = min(most_rows, order.shape[0] - first_row)
             own_end = min(last_step, lengths[row]) if mine else first_step
             n = order[row] if mine else 0
             members, saved, h = no_state(zero), no_values(zero), zero
             if mine:
                 members = load_state(dstate, row, unit)
             at = thread
-            while at < most_rows * gates * padded:  # the padding stays 0, and rows until they begin
+            while at < most_rows * gates * padded:  # the padding stays 0
                 line = at // padded
                 d_tile[line // gates, line % gates, at % padded] = zero
                 at += threads
             cuda.syncthreads()
             step = min(last_step, lengths[first_row]) - 1
             while step >= first_step:
+                rows, slot = running(offset, step, first_row), group * 2 + number % 2
                 if step < own_end:
                     packed = offset[step] - offset[first_step] + row
                     h = h_before[packed, 0, unit]
@@ -245,10 +279,10 @@ def make_exchange_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
                         d = dy[n, time_index(step, lengths[row], reverse), unit]
                         members = (members[0] + d,) + members[1:]
                     da, members, _ = equations(h, saved, members, no_values(zero))
-                    put(words, group * 2 + number % 2, part * gates, unit, number, da[split:])
+                    put(words, slot, part * gates, unit, number, da[split:])
                     store_ih(d_ih, packed, unit, da)
                     store_hh(d_hh, packed, unit, da[split:])
-                receive(words, group, number, lengths, first_row, step, d_tile)
+                receive(words, slot, rows, number, d_tile)
                 number += 1
                 cuda.syncthreads()
                 multiply(weights, d_tile, rows, part, own, sums, zero)

@@ -16,6 +16,13 @@ from ..cells import HIDDEN, Cell
 from ..plan import phase_plans
 from .intrinsics import load_four
 
+# A thread's weights stay in registers if loops over them are unrolled, which ends somewhere above
+# the longest part; addresses, strides and values need the other registers (with 80, the LSTM spills
+# at H = 80 on sm_80). The tests look for spills in the machine code.
+LONGEST_PART = 32
+OTHER_REGISTERS = 96
+MOST_REGISTERS = 255  # of a thread
+
 
 class Tile(NamedTuple):
     """How a block of threads shares the work of its rows."""

@@ -9,16 +9,11 @@ from ..cells import Cell
 from ..store import cell_digest
 from .context import BackwardArrays, Context, ForwardArrays, Loop
 from .launch import Kernel
-from .product import Tile, has_one_product
+from .product import LONGEST_PART, MOST_REGISTERS, OTHER_REGISTERS, Tile, has_one_product
 from .resident_kernels import make_resident_backward, make_resident_forward
 
 _MOST_THREADS = 1024
 _REGISTERS = 65_536  # of a multiprocessor
-# A thread's weights stay in registers if loops over them are unrolled, which ends somewhere above
-# the longest part; addresses, strides and values need the other registers (with 80, the LSTM spills
-# at H = 80 on sm_80). The tests look for spills in the machine code.
-_LONGEST_PART = 32
-_OTHER_REGISTERS = 96
 
 
 def tile_for(cell: Cell, H: int, dtype: np.dtype[Any]) -> Tile | None:
@@ -32,8 +27,8 @@ def tile_for(cell: Cell, H: int, dtype: np.dtype[Any]) -> Tile | None:
         if threads > _MOST_THREADS:
             return None
         allotted = -(-threads // 128) * 128  # a warp for each of the four schedulers
-        fit = weights + _OTHER_REGISTERS <= min(255, _REGISTERS // allotted)
-        if fit and length <= _LONGEST_PART:
+        fit = weights + OTHER_REGISTERS <= min(MOST_REGISTERS, _REGISTERS // allotted)
+        if fit and length <= LONGEST_PART:
             return Tile(H, H, parts, length, parts)
     return None
 

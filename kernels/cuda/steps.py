@@ -1,4 +1,8 @@
-"""The loop for any cell and size: for each step and phase a product and a kernel of equations."""
+"""The loop for any cell and size: for each step and phase a product and a kernel of equations.
+
+No CUDA graph repeats these launches: CuPy refuses cuBLAS calls while a stream is captured, so that
+would take a cuBLAS handle of our own.
+"""
 
 import functools
 from collections.abc import Callable
