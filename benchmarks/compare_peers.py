@@ -185,40 +185,51 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     """All tables with one number of threads, which the environment has set."""
     (threads,) = options.threads
     facts = machine_facts(threads)
-    libraries = [peer(threads) for peer in peers.PEERS if peers.installed(peer)]
+    libraries, errors = peers.load(threads)
     print("\n" + "\n".join(f"{label:<17} {text}" for label, text in facts.items()), flush=True)
+    print("".join(f"error: {error}\n" for error in errors), end="", flush=True)
     tables, pipelines = [], []
     for cell, mode in itertools.product(options.cell, options.mode):
         tables.append(table(cell, mode, options, libraries, threads))
         if mode == "forward":
             pipelines.append(pipeline(cell, options, threads))
-    return {"machine": facts, "tables": tables, "pipelines": pipelines}
+    return {"machine": facts, "errors": errors, "tables": tables, "pipelines": pipelines}
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
-    add("--mode", nargs="+", choices=MODES, default=list(MODES))
+    add("--mode", nargs="+", choices=MODES, help="default: all")
     add("--cell", nargs="+", choices=("gru", "lstm"), default=["gru", "lstm"])
-    add("--dtype", choices=("float32", "float64"), default="float32")
-    add("--threads", nargs="+", type=int, help="default: 1 and all cores, one after the other")
+    add("--dtype", choices=("float32", "float64"), help="default: float32")
+    add("--threads", nargs="+", type=positive, help="default: 1 and all cores, one after the other")
     add("--shape", action="append", type=shape_of, metavar="T,B,I,H", help="may be repeated")
-    add("--rounds", type=int, help="of turns; default 5")
-    add("--goal", type=float, default=1.0, help="ratio to reach (default %(default)s)")
+    add("--rounds", type=positive, help="of turns; default 5")
+    add("--goal", type=float, help="ratio to reach; default 1")
     add("--quick", action="store_true", help="three small shapes, two rounds")
     add("--list", action="store_true", help="print the shapes and end")
     add("--json", type=Path, metavar="PATH", help="write everything measured to this file")
     add("--gpu", action="store_true", help="CuPy arrays against cuDNN; see gpu_peers.py")
     add("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.gpu:
+        names = ("dtype", "threads", "shape", "goal")
+        given = [f"--{name}" for name in names if getattr(options, name) is not None]
+        given += ["--mode step"] if "step" in (options.mode or ()) else []
+        if given:
+            parser.error(f"--gpu: not with {' and '.join(given)}")
+    options.mode = options.mode or [mode for mode in MODES if mode != "step" or not options.gpu]
+    options.dtype, options.goal = options.dtype or "float32", options.goal or 1.0
     options.shape = options.shape or (QUICK_SHAPES if options.quick else SHAPES)
     options.rounds = options.rounds or (2 if options.quick else 5)
-    if options.gpu:
-        given = [n for n in ("dtype", "threads", "shape", "goal") if f"--{n}" in (arguments or [])]
-        if given or ("step" in options.mode and "--mode" in (arguments or [])):
-            parser.error(f"--gpu: not with {' and '.join(given) or '--mode step'}")
-        options.mode = [mode for mode in options.mode if mode != "step"]
     return options
 
 
@@ -247,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(runs, indent=1) + "\n")
     rows = [row for run in runs for one in run["tables"] for row in one["rows"]]
+    failed |= any(run["errors"] for run in runs)
     return int(failed or any("error" in row for row in rows))
 
 

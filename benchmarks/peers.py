@@ -11,6 +11,7 @@ Libraries are imported inside, so that this module needs fastgru and NumPy only.
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -425,9 +426,31 @@ class Jax:
         return {"jit": stream(lambda states: ready(run(x_t, states, weights)), states)}
 
 
-PEERS = (FastGRU, OnnxRuntime, OpenVino, PyTorch, Jax)
+PEERS: tuple[Any, ...] = (FastGRU, OnnxRuntime, OpenVino, PyTorch, Jax)
 
 
 def installed(peer: Any) -> bool:
-    """Whether a library and what it needs can be imported."""
-    return all(importlib.util.find_spec(package) is not None for package in peer.needs)
+    """Whether a library and what it needs are there; a mere folder of that name is not."""
+    specs = [importlib.util.find_spec(package) for package in peer.needs]
+    return all(spec is not None and spec.origin is not None for spec in specs)
+
+
+def version_of(peer: Any) -> str:
+    """A library's version, as far as it is installed under its usual name."""
+    if not installed(peer):
+        return "absent"
+    try:
+        return metadata.version(peer.needs[0])
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def load(threads: int) -> tuple[list[Any], list[str]]:
+    """All libraries that are installed, and what was wrong with those that do not load."""
+    libraries, errors = [], []
+    for peer in filter(installed, PEERS):
+        try:
+            libraries.append(peer(threads))
+        except Exception as error:  # of any library: the others are still worth measuring
+            errors.append(f"{peer.name} does not load: {type(error).__name__}: {error}")
+    return libraries, errors

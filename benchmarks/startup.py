@@ -3,7 +3,6 @@
 python -m benchmarks.startup
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,8 @@ from statistics import median
 from typing import NamedTuple
 
 import fastgru
+
+from .turns import same_fastgru
 
 PROGRAM = """
 import sys, time
@@ -40,11 +41,9 @@ class Start(NamedTuple):
 
 def seconds(cell: str, direction: str, cache: str) -> float:
     """Duration in one process that keeps its kernels in the folder `cache`."""
-    # The very fastgru of this process, which need not be an installed one.
-    found = str(Path(fastgru.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, cell, direction],
-        env=os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": found},
+        env=same_fastgru() | {"NUMBA_CACHE_DIR": cache},
         check=True,
         stdout=subprocess.PIPE,
         text=True,

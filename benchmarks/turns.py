@@ -14,7 +14,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,12 +46,23 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def same_fastgru() -> dict[str, str]:
+    """Environment in which a Python program imports the very fastgru of this process."""
+    found = str(Path(fastgru.__file__).parents[1])
+    inherited = filter(None, [os.environ.get("PYTHONPATH")])
+    # The safe path keeps the current folder from coming first.
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([found, *inherited]),
+        "PYTHONSAFEPATH": "1",
+    }
+
+
 def worker_environment(threads: int) -> dict[str, str]:
     """Environment in which every library has that many threads."""
     pools = ("OMP", "OPENBLAS", "MKL", "NUMBA")
     limits = {f"{pool}_NUM_THREADS": str(threads) for pool in pools}
     # JAX has no option for it, but its CPU client sizes its pools by NPROC.
-    return os.environ | limits | {"NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
+    return same_fastgru() | limits | {"NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
 
 
 def machine_facts(threads: int) -> dict[str, str]:
@@ -75,8 +85,7 @@ def machine_facts(threads: int) -> dict[str, str]:
     facts = {label: text for label, text in facts.items() if "cupy" not in label}
     facts["fastgru"] = fastgru.__version__
     for peer in peers.PEERS[1:]:
-        found = peers.installed(peer)
-        facts[peer.name] = metadata.version(peer.needs[0]) if found else "absent"
+        facts[peer.name] = peers.version_of(peer)
     return facts
 
 

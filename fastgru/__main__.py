@@ -108,11 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     run.add_argument("--rounds", type=_positive, default=3, help="turns that each one gets")
-    run.add_argument("--threads", type=_positive, help="that each one has; all cores if not given")
+    run.add_argument(
+        "--threads",
+        type=_positive,
+        default=argparse.SUPPRESS,
+        help="that each one has; all cores if not given",
+    )
     run.add_argument(
         "--shape",
         type=_shape,
         action="append",
+        default=argparse.SUPPRESS,
         metavar="T,B,I,H",
         help="sizes to measure instead of three usual ones; may be repeated",
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import fastgru_command
+from problems import SHIPPED_CELLS
 
 import fastgru
 from fastgru import __main__ as cli
@@ -30,9 +31,11 @@ print(*sys.modules)
 """
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "suites"])
+@pytest.mark.parametrize("module", MODULES)
 def test_peers_are_loaded_when_they_are_asked(module: str) -> None:
     """asv imports every module of the folder, wherever it looks for benchmarks."""
+    if module == "suites":
+        pytest.importorskip("asv_runner", reason='the extra "bench" is not installed')
     done = subprocess.run(
         [sys.executable, "-c", LOADED, module],
         cwd=Path(fastgru.__file__).parents[1],
@@ -104,6 +107,36 @@ def test_the_command_without_matplotlib(tmp_path: Path, no_matplotlib: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
+def test_a_library_that_does_not_load_is_an_error_and_the_rest_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken(peers.FastGRU):
+        name = "broken"
+
+        def __init__(self, threads: int) -> None:
+            raise OSError("no such shared object")
+
+    class Absent(Broken):
+        needs = ("no_such_package",)
+
+    monkeypatch.setattr(peers, "PEERS", (peers.FastGRU, Broken, Absent))
+    libraries, errors = peers.load(1)
+    assert [library.name for library in libraries] == ["fastgru"]
+    assert errors == ["broken does not load: OSError: no such shared object"]
+    assert peers.version_of(Absent) == "absent"
+
+
+def test_a_folder_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "openvino_of_mine").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class Folder(peers.FastGRU):
+        needs = ("openvino_of_mine",)
+
+    assert importlib.util.find_spec("openvino_of_mine") is not None
+    assert not peers.installed(Folder)
+
+
 def test_a_library_that_fails_is_an_error_and_the_rest_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -120,7 +153,9 @@ def test_a_library_that_fails_is_an_error_and_the_rest_is_measured(
     run = bench.work(1, ((3, 2, 4, 5),), 1)
     (error,) = run["errors"]
     assert error.startswith("step 1,1,4,5: ValueError: ")
-    assert {one["mode"] for one in run["results"]} == {"forward", "train"}
+    found = {(one["mode"], one["library"]) for one in run["results"]}
+    both = set(product(("forward", "train"), ("fastgru", "wrong")))
+    assert found == both | {("step", "fastgru")}
     run["machine"] |= {"threads": "1"}
     assert f"error: {error}" in bench.report(run)
 
@@ -173,13 +208,38 @@ def test_a_suite_times_a_time_step_and_row(suites: Any, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("direction", ["forward", "train", "step", "stream"])
 def test_every_direction_is_prepared(suites: Any, cell: str, direction: str) -> None:
     measured = suites.prepare(cell, "numpy", direction, SHAPE, "float64")
-    assert measured.contender.calls >= 1
-    assert suites.DIRECTIONS == ("forward", "train", "step", "stream")
+    assert measured.row_steps == (2 if direction == "step" else 6)
+    assert len(measured.contender.rounds) == 0
+    turns.play([measured.contender], 2)
+    assert len(measured.contender.rounds) == 2
 
 
-def test_what_a_machine_or_commit_lacks_is_skipped(suites: Any) -> None:
-    with pytest.raises(suites.SkipNotImplemented, match="no cell 'future'"):
-        suites.Layer().setup("future", "numpy", "forward", SHAPE, "float32")
+def test_every_cell_has_its_lines(suites: Any) -> None:
+    assert set(suites.CELLS) == set(SHIPPED_CELLS)
+
+
+def test_what_a_machine_or_commit_lacks_is_skipped(
+    suites: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastgru, "cells", lambda: ("gru",))
+    layer, memory, first = suites.Layer(), suites.Memory(), suites.FirstCall()
+    layer.setup("gru", "numpy", "forward", SHAPE, "float32")
+    for setup, arguments in (
+        (layer.setup, ("lstm", "numpy", "forward", SHAPE, "float32")),
+        (memory.setup, ("lstm", "forward")),
+        (first.setup, ({}, "lstm", "forward")),
+    ):
+        with pytest.raises(suites.SkipNotImplemented, match="no cell 'lstm'"):
+            setup(*arguments)
+    monkeypatch.setattr(suites.startup, "measure", lambda *key, warm: key)
+    assert set(first.setup_cache()) == {("gru", "forward"), ("gru", "train")}
+
+    def refuse(params: Any) -> None:
+        raise TypeError("cupy arrays are not supported")
+
+    monkeypatch.setattr(fastgru, "pack", refuse)
+    with pytest.raises(suites.SkipNotImplemented, match="does not take numpy: cupy arrays are"):
+        layer.setup("gru", "numpy", "train", SHAPE, "float32")
     with pytest.raises(suites.SkipNotImplemented, match="no_such_library"):
         suites.check_backend("no_such_library")
 

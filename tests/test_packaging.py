@@ -16,7 +16,10 @@ TREE = ["fastgru", "kernels", "tests", "benchmarks"]
 FILES = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]
 # Where the sources of the package lie, and where they are installed.
 TREES = {"fastgru": "fastgru", "benchmarks": "fastgru/benchmarks", "kernels": "fastgru/kernels"}
-WHERE = "import fastgru, fastgru.kernels.cells as c; print(fastgru.__file__, c.__file__)"
+WHERE = """
+import fastgru, fastgru.benchmarks.bench as b, fastgru.kernels.cells as c
+print(fastgru.__file__, b.__file__, c.__file__)
+"""
 
 
 def run(*command, cwd):
@@ -135,7 +138,7 @@ def test_sdist_builds_the_same_wheel(built, wheel):
 
 
 def test_wheel_runs(installed, tmp_path):
-    assert run(installed, "-c", WHERE, cwd=tmp_path).count("site-packages") == 2
+    assert run(installed, "-c", WHERE, cwd=tmp_path).count("site-packages") == 3
     absent = "import importlib.util as u; print(*map(u.find_spec, ('kernels', 'benchmarks')))"
     assert run(installed, "-c", absent, cwd=tmp_path).strip() == "None None"
 
@@ -148,6 +151,7 @@ def test_command_line_runs(installed, tmp_path, place):
     assert "fastgru" in run(installed, "-m", "fastgru", "info", cwd=cwd)
     bench = ["bench", "--rounds", "1", "--shape", "2,1,3,4", "--no-plot", "--json", tmp_path / "b"]
     assert "GRU/LSTM" in run(installed, "-m", "fastgru", *bench, cwd=cwd)
+    assert "GRU/LSTM" in run(installed.with_name("fastgru"), *bench, cwd=cwd)
     assert "fastgru" in run(installed.with_name("fastgru"), "info", cwd=cwd)
 
 
@@ -161,7 +165,7 @@ def test_editable_install_runs(tmp_path, symlinks):
             link.write_text(f"../{name}")
     python = make_venv(tmp_path / "venv")
     install(python, "-e", copy, cwd=tmp_path)
-    assert run(python, "-c", WHERE, cwd=tmp_path).count(str(copy)) == 2
+    assert run(python, "-c", WHERE, cwd=tmp_path).count(str(copy)) == 3
 
 
 def imports(path):
