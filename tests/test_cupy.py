@@ -419,7 +419,7 @@ def test_no_value_is_taken_for_a_word_that_is_not_there(value: float, exchange: 
     assert np.isnan(found[2]).any() or abs(value) == np.inf
 
 
-def test_words_of_all_bits() -> None:
+def test_words_of_all_bits(cuda_tools: None) -> None:
     from fastgru.kernels.cuda.intrinsics import get_word, put_word
 
     words = np.zeros((2, 1, 1), np.uint64)
