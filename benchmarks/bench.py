@@ -73,6 +73,11 @@ def grouped(
     return table
 
 
+def digits(nanoseconds: float) -> str:
+    """A duration with three digits at least."""
+    return f"{nanoseconds:.0f}" if nanoseconds >= 100 else f"{nanoseconds:.3g}"
+
+
 def report(run: Mapping[str, Any]) -> str:
     """What was measured, as a table."""
     facts, table = run["machine"], grouped(run["results"])
@@ -82,6 +87,7 @@ def report(run: Mapping[str, Any]) -> str:
     lines = [
         f"fastgru {facts['fastgru']}, {run['dtype']}, threads: {facts['threads']}",
         facts["processor"],
+        f"load average {facts.get('load average', 'unknown')}; other programs disturb timing",
         "",
         "Nanoseconds per time step and row, medians. GRU/LSTM: below 1 the GRU is faster.",
     ]
@@ -91,7 +97,7 @@ def report(run: Mapping[str, Any]) -> str:
     lines += ["", head + "".join(f"{name:>16}" for name in others)]
     for (mode, shape), times in table.items():
         gru, lstm = (times[cell, "fastgru"] for cell in CELLS)
-        text = f"{mode:<9}{shape:<15}{gru:>10.4g}{lstm:>10.4g}{gru / lstm:>10.2f}"
+        text = f"{mode:<9}{shape:<15}{digits(gru):>10}{digits(lstm):>10}{gru / lstm:>10.2f}"
         for name in others:
             pairs = [(times.get((cell, name)), times[cell, "fastgru"]) for cell in CELLS]
             ratios = " / ".join("-" if t is None else f"{t / own:.1f}" for t, own in pairs)

@@ -90,7 +90,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
         assert (one["I"], one["H"]) == (4, 5)
         assert len(one["seconds"]) == 1
         assert 0 < one["minimum"] <= one["median"] < 1
-        assert f"{1e9 * one['median']:.4g}" in done.stdout or one["library"] != "fastgru"
+        assert bench.digits(1e9 * one["median"]) in done.stdout or one["library"] != "fastgru"
     assert "GRU/LSTM" in done.stdout
     assert "forward 3,2,4,5" in done.stderr, "no progress is shown"
     drawn = tmp_path / "bench.png"
