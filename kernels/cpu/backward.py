@@ -18,7 +18,7 @@ from numba.extending import register_jitable
 from ..cells import Cell
 from ..plan import phase_plans
 from .launch import call_at
-from .plan import backward_layout, chain, row_sizes, units_of
+from .plan import GROUP, backward_layout, chain, first_of_group, row_sizes, units_of
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
 from .simd import add_group, load_group, make_sweeps, store_group, zero_group
 from .team import fetch, join, meet
@@ -50,7 +50,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
 
     def phase(
         work, at, size, units, meeting, members, saved, value, d, d_row, weights, running_rows,
-        rows, H,
+        rows, step, H,
     ):  # fmt: skip
         # work, saved, d, weights: flat; value, d_row: index of the first row's values, gradients
         for row in range(running_rows):
@@ -76,14 +76,17 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         sums = at.doperand + units.first
         for row in range(running_rows):
             fill_zero(work, sums + row * size.h, units.vectors * lanes)
-        product(
-            work, sums, size.h, 0,
-            work, sums, size.h, 0,
-            d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
-            weights, (size.unit * recurrents_before + units.first * gates) * H,
-            gates * H * lanes, gates, H,
-            running_rows, units.vectors, 1,
-        )  # fmt: skip
+        start, panel = size.unit * recurrents_before * H, gates * H * lanes
+        for group in range((units.vectors + GROUP - 1) // GROUP):
+            vector = first_of_group(group, units.vectors, step)
+            at_vector = sums + vector * lanes
+            product(
+                work, at_vector, size.h, 0,
+                work, at_vector, size.h, 0,
+                d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
+                weights, start + units.first * gates * H + vector * panel, panel, gates, H,
+                running_rows, min(GROUP, units.vectors - vector), 1,
+            )  # fmt: skip
         for row in range(running_rows):
             for unit in range(units.first, units.last, lanes):
                 at_h = row * size.h + unit
@@ -167,7 +170,8 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
                 packed = offset[step] + first
                 step_phases(
                     work, at, size, units, meeting, share.members, saved, packed * size.value,
-                    d_out, (packed - offset[first_step]) * size.pre, weights, running_rows, rows, H,
+                    d_out, (packed - offset[first_step]) * size.pre, weights, running_rows, rows,
+                    step, H,
                 )  # fmt: skip
 
             store_state(dinitial_out, layer, order, first, rows, units, work, at.dstate, size)

@@ -18,7 +18,7 @@ from numba.extending import register_jitable
 from ..cells import Cell
 from ..plan import phase_plans
 from .launch import call_at
-from .plan import chain, forward_layout, row_sizes, units_of
+from .plan import GROUP, chain, first_of_group, forward_layout, row_sizes, units_of
 from .rows import load_row, make_state_rows, running, store_row, time_index
 from .simd import load_group, make_sweeps, store_group
 from .team import fetch, join, meet
@@ -96,13 +96,17 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         if members > 1:
             for row in range(running_rows):
                 fetch(work, operand + row * size.h, H)
-        product(
-            work, sums, size.pre, size.unit,
-            work, sums, size.pre, size.unit,
-            work, operand, size.h, 0, 1,
-            weights, start + units.first * H * gates, H * gates * lanes, 1, H,
-            running_rows, units.vectors, gates,
-        )  # fmt: skip
+        panel = H * gates * lanes
+        for group in range((units.vectors + GROUP - 1) // GROUP):
+            vector = first_of_group(group, units.vectors, step)
+            at_vector = sums + vector * lanes
+            product(
+                work, at_vector, size.pre, size.unit,
+                work, at_vector, size.pre, size.unit,
+                work, operand, size.h, 0, 1,
+                weights, start + units.first * H * gates + vector * panel, panel, 1, H,
+                running_rows, min(GROUP, units.vectors - vector), gates,
+            )  # fmt: skip
         for row in range(running_rows):
             for unit in range(units.first, units.last, lanes):
                 h = row * size.h + unit

@@ -23,10 +23,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .plan import GROUP
 from .simd import Vec, call_llvm, element_pointer, literal, load, register_count, store, vec_of
-
-# Panels whose weights are used for all rows before the next ones are read, and the most of a tile.
-_PANELS_AT_ONCE = 4
 
 
 def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -41,7 +39,7 @@ def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     most = max(1, min(8, budget // gates))
     shapes = []
     for rows in range(most, 0, -1):
-        panels = max(1, min(_PANELS_AT_ONCE, budget // (rows * gates)))
+        panels = max(1, min(GROUP, budget // (rows * gates)))
         counts = (4, 3, 2, 1) if rows <= 2 else (panels, 1)
         shapes.append((rows, tuple(sorted({c for c in counts if c <= panels}, reverse=True))))
     return tuple(shapes)
@@ -256,9 +254,9 @@ def product(
             builder.position_at_end(end)
 
         group = cgutils.alloca_once_value(builder, integer(0))
-        with while_left(group, all_panels, 1, _PANELS_AT_ONCE):
+        with while_left(group, all_panels, 1, GROUP):
             first = builder.load(group)
-            end = builder.add(first, integer(_PANELS_AT_ONCE))
+            end = builder.add(first, integer(GROUP))
             end = builder.select(builder.icmp_signed("<", end, all_panels), end, all_panels)
             builder.store(integer(0), row)
             (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
