@@ -20,7 +20,7 @@ from ..plan import phase_plans
 from .launch import call_at
 from .plan import GROUP, backward_layout, chain, first_of_group, row_sizes, units_of
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
-from .simd import add_group, load_group, make_sweeps, store_group, zero_group
+from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
 from .team import fetch, join, meet
 from .tile import product
 
@@ -107,7 +107,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
     """Build the backward loop of one layer and direction."""
     num_pre, num_values, states = len(cell.pre_activations), cell.num_values, len(cell.states)
     numbers = reversed(range(len(cell.phases)))
-    step_phases = chain([_make_phase(cell, number, lanes) for number in numbers])
+    step_phases = chain([inlined(_make_phase(cell, number, lanes)) for number in numbers])
     fill_zero, _, _ = make_sweeps(lanes)
     load_state, store_state = make_state_rows(states, lanes)
 

@@ -20,7 +20,7 @@ from ..plan import phase_plans
 from .launch import call_at
 from .plan import GROUP, chain, first_of_group, forward_layout, row_sizes, units_of
 from .rows import load_row, make_state_rows, running, store_row, time_index
-from .simd import load_group, make_sweeps, store_group
+from .simd import inlined, load_group, make_sweeps, store_group
 from .team import fetch, join, meet
 from .tile import product
 
@@ -131,8 +131,9 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
     states, phases = len(cell.states), range(len(cell.phases))
     first_operand = register_jitable(cell.phases[0].operand.value)
     load_state, store_state = make_state_rows(states, lanes)
-    project = chain([_make_projection(cell, number, lanes) for number in phases])
-    step_phases = chain([_make_phase(cell, number, lanes) for number in phases])
+    # Inlined too, the projection would be 4 % slower.
+    project = chain([register_jitable(_make_projection(cell, n, lanes)) for n in phases])
+    step_phases = chain([inlined(_make_phase(cell, n, lanes)) for n in phases])
 
     def forward(
         x,  # (N, T, I), any strides

@@ -15,7 +15,7 @@ from ..cells import Operand
 from .launch import call_at
 from .plan import padded
 from .rows import accumulate_row, fetch_ahead, load_row, previous_h, step_of, time_index
-from .simd import load_group, make_sweeps, store_group
+from .simd import inlined, load_group, make_sweeps, store_group
 from .squares import store_square, transposed
 from .tile import product
 
@@ -132,7 +132,7 @@ def make_weight_gradient(
     The bias is the weight of a last column that is always 1. Packed rows are summed in blocks, then
     the blocks: one sum over all rows rounded 10 to 20 times worse at 24 576 rows.
     """
-    load = register_jitable(
+    load = inlined(
         _load_input if operand is None else _make_load_operand(operand, first_value, lanes)
     )
     of_x = operand is None

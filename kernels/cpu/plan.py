@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from numba.extending import register_jitable
 
+from .simd import inlined
+
 
 class Sizes(NamedTuple):
     """Lengths in elements of one row of each kind."""
@@ -116,14 +118,15 @@ def backward_layout(start, rows, states, size):
 def chain(functions):
     """One compiled function that calls all of them, in order, with the same arguments.
 
-    Phases differ in their number of gates, so a loop over them has no single type to compile.
+    Numba must know them (`inlined`, `register_jitable`). Phases differ in their number of gates, so
+    a loop over them has no single type to compile.
     """
-    first, *rest = (register_jitable(f) for f in functions)
+    first, *rest = functions
     if not rest:
         return first
     others = chain(rest)
 
-    @register_jitable
+    @inlined
     def both(*args):
         first(*args)
         others(*args)

@@ -70,6 +70,7 @@ class Recurrence:
         self._kernel = build.forward_kernel(cell, dtype)
         self._pool = pool(dtype)
         self._nothing = np.empty(0, dtype)
+        self._ragged = tuple(ragged)
         self._ways: dict[int, _Way] = {}
         self._forward_pace, self._backward_pace = Pace(), Pace()
         # Of calls so short that nothing about them is decided or noted each time.
@@ -96,7 +97,10 @@ class Recurrence:
         )
         forward_shelf = self._pool.shelf(way.workers * forward)
         backward_shelf = self._pool.shelf(threads * backward)
-        return _Way(threads, *way, steps, forward_shelf, forward, backward_shelf, backward)
+        return _Way(
+            threads, way.workers, way.shared, forward_shelf, (forward, way.rows, steps),
+            backward_shelf, (backward, way.rows),
+        )  # fmt: skip
 
     @functools.cached_property
     def _most_rows(self) -> int:
@@ -149,18 +153,20 @@ class Recurrence:
         (…,) array
             The values kept; empty otherwise.
         """
-        start = time.perf_counter()
-        way = self._short_way or self._way(self._forward_pace)
         values = aligned(self.total * self.size.value, self.dtype) if keep else self._nothing
+        way = self._short_way
+        if way is None:
+            start = time.perf_counter()
+            way = self._way(self._forward_pace)
         work = way.forward_shelf.borrow()
         try:
             self._kernel.on(way.workers)(
-                x, initial, layer, *self.ragged, reverse, weights, y_out, final_out, values, keep,
-                work, way.forward_size, way.rows, way.steps, way.meeting(), 0, way.workers,
+                x, initial, layer, *self._ragged, reverse, weights, y_out, final_out, values, keep,
+                work, *way.forward_sizes, way.meeting(), 0, way.workers,
             )  # fmt: skip
         finally:
             way.forward_shelf.give_back(work)
-        if not self._short_way:
+        if self._short_way is None:
             self._forward_pace.record(way.workers, time.perf_counter() - start)
         return values
 
@@ -201,6 +207,7 @@ class Recurrence:
         start = time.perf_counter()
         way = self._short_way or self._way(self._backward_pace)
         size, inputs, products = self.size, self._inputs, self._products
+        worker_size, _ = way.backward_sizes
         gradients = {name: np.empty(w.shape, self.dtype) for name, w in weights.items()}
         # A kernel is done before the next one starts, so all can have the same workspace.
         packed, (sums_shelf, d_shelf) = self._by_columns(weights), self._gradient_shelves
@@ -210,7 +217,7 @@ class Recurrence:
                 self._backward_kernel.on(way.workers)(
                     y if dy is None else dy, dy is not None, dfinal, layer, y, initial,
                     *self.ragged, reverse, packed, values, first, last, d, dinitial_out,
-                    work, way.backward_size, way.rows, way.meeting(), 0, way.workers,
+                    work, *way.backward_sizes, way.meeting(), 0, way.workers,
                 )  # fmt: skip
                 dfinal = dinitial_out  # of the steps before, that is
                 at_once = rows_at_once(rows, way.threads)
@@ -219,7 +226,7 @@ class Recurrence:
                     self._input_kernel.on(workers)(
                         d, size.pre, pre, blocks, size.unit, self.H, packed, weights_start,
                         *self.ragged, first, last, reverse, dx_out, at_once,
-                        work, way.backward_size, 0, workers,
+                        work, worker_size, 0, workers,
                     )  # fmt: skip
                 so_far = 0
                 for product in products:
@@ -229,7 +236,7 @@ class Recurrence:
                         reverse, values, size.value, d, size.pre, product.pre, size.unit, self.H,
                         product.gate_rows, gradients[product.weight],
                         gradients.get(product.bias, self._nothing), sums, so_far,
-                        last == self.steps, first == 0, work, way.backward_size, 0, workers,
+                        last == self.steps, first == 0, work, worker_size, 0, workers,
                     )  # fmt: skip
                     so_far += product.sums_size
         finally:
@@ -300,14 +307,12 @@ class _Way(NamedTuple):
     """How threads run the loops, and what memory that takes."""
 
     threads: int  # that may be used
-    rows: int  # rows a block
     workers: int  # threads that the loops use
     shared: bool  # whether they share each block's units
-    steps: int  # steps a block of forward
     forward_shelf: Shelf  # where forward's workspace comes from
-    forward_size: int  # of one worker's part of it
+    forward_sizes: tuple[int, int, int]  # of one worker's part of it, rows a block, steps a block
     backward_shelf: Shelf
-    backward_size: int
+    backward_sizes: tuple[int, int]  # likewise, without steps
 
     def meeting(self) -> Array:
         """A new meeting place for the workers; empty if they do not share blocks."""

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .simd import CACHE_LINE, element_pointer, make_sweeps, prefetch
+from .simd import CACHE_LINE, element_pointer, inlined, make_sweeps, prefetch
 
 # Neighbouring rows of a batch lie far apart, where the hardware does not look ahead. Asking for the
 # row that comes so many rows later took 20 % off backward at (T, N, H) = (24, 1024, 64); in forward
@@ -126,7 +126,7 @@ def time_index(step, length, reverse):
     return length - 1 - step if reverse else step
 
 
-@register_jitable
+@inlined
 def fetch_ahead(array, order, lengths, row, end, step, reverse, shift, column, count):
     """Ask for part of a row that is needed soon: of the sorted rows before `end`, at a step.
 
@@ -159,7 +159,7 @@ def step_of(offset, packed):
     return low
 
 
-@register_jitable
+@inlined
 def previous_h(y, initial, layer, n, step, t, reverse, column, buffer, start, count):
     """Load the h that a step started from: the initial one, or the output a step earlier."""
     # y (N, T, H); initial (layers * directions, N, H); buffer flat

@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .simd import CACHE_LINE, cpu_features, element_pointer, prefetch
+from .simd import CACHE_LINE, cpu_features, element_pointer, inlined, prefetch
 
 # Words of a meeting place, on cache lines of their own.
 _JOINED, _MEMBERS, _ARRIVED = 0, 16, 32
@@ -149,7 +149,7 @@ def _prefetch(typing: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.intp), emit
 
 
-@register_jitable
+@inlined
 def fetch(array, start, count):
     """Ask for all that others wrote at once: read one by one, each line would be waited for."""
     # array flat
