@@ -76,7 +76,8 @@ def test_same_bits_for_any_number_of_threads() -> None:
         assert len(results) == 3 and len(set(results.values())) == 1
         for params, x, _ in problems:
             (call,) = fastgru.pack(params).architecture.calls.values()
-            print(*call.recurrences[0]._ways[3][2:4])
+            way = call.recurrences[0]._ways[3]
+            print(way.workers, way.shared)
         """,
         NUMBA_NUM_THREADS="3",
     )
