@@ -49,7 +49,7 @@ def run(code: str, **environment: Any) -> str:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,  # compiling every cell, where the cache is empty
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
