@@ -121,7 +121,8 @@ def join(meeting, worker, workers):
         _look_again(looks)
         looks += 1
         members = _atomic_load(meeting, _MEMBERS)
-    return Share(0, 1, 0, rank, members)
+    # The same thread should have the same units in every call: its cache holds their weights.
+    return Share(0, 1, 0, worker if members == workers else rank, members)
 
 
 @register_jitable
