@@ -2,7 +2,8 @@
 # All checks and measurements that need a GPU, for a machine with one and without a network:
 #   bash benchmarks/check_gpu.sh FOLDER
 # Needs Python with fastgru's requirements, numba-cuda, CuPy, PyTorch, pytest and hypothesis, and
-# compute-sanitizer. Takes eight minutes at most; each part writes its log into FOLDER, and a part that fails does not stop the others.
+# compute-sanitizer. Takes eight minutes; each part writes its log into FOLDER, and one that fails
+# does not stop the others.
 set -uo pipefail
 folder=$(realpath -m "${1:?name a folder for the logs}")
 mkdir -p "$folder"
@@ -25,7 +26,7 @@ export FASTGRU_TEST_PLAIN_MEMORY=1
 if command -v compute-sanitizer >/dev/null; then
     part memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 1 \
         python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
-        -k 'test_any_strides or test_padding or (test_resident or test_exchange) and not same_bits'
+        -k 'test_any_strides or test_padding or (test_resident or test_exchange or test_graphs) and not same_bits'
     part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 \
         python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
         -k '(test_resident or test_exchange) and not same_bits'

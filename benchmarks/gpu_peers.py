@@ -1,9 +1,10 @@
 """Compare fastgru on CuPy arrays with PyTorch's cuDNN layers: what `compare_peers.py --gpu` runs.
 
 One process, one stream, times by CUDA events; the contenders take turns in every round. cuDNN has a
-row for each precision: float32, float32 with TF32 products, and bfloat16. The last column is a
-bound: the arithmetic at the device's peak, and 0.45 µs a step to exchange h through the second
-level cache (0.12 where one multiprocessor holds all weights).
+row for each precision: float32, float32 with TF32 products, and bfloat16. `of floor` is the
+fraction of a bound: the arithmetic at the device's peak, and 0.45 µs a step to exchange h through
+the second level cache (0.12 where one multiprocessor holds all weights). After it come the times of
+fastgru's other loops, those that suit the shape but are not chosen for it.
 """
 
 import argparse
@@ -44,19 +45,45 @@ def floor(cell: str, B: int, H: int, precision: str, mode: str) -> float:
     return once if mode == "forward" else 3 * once
 
 
-def ours(params: Any, x: Any, dy: Any, precision: str, mode: str) -> Contender:
-    """fastgru: weights packed beforehand for inference, plain ones for training."""
+def ours(params: Any, x: Any, dy: Any, precision: str, mode: str, loops: Any) -> Contender:
+    """fastgru with a table of loops; weights packed beforehand for inference, plain otherwise."""
+    from fastgru import packed
+    from fastgru.kernels.cuda import choice
+
     option: Any = {"time_major": True}
     option |= {} if precision == "float32" else {"precision": precision}
-    if mode == "forward":
-        packed = fastgru.pack(params)
-        return Contender(lambda: None, lambda: fastgru.forward(x, packed, **option)[:1])
+    weights = params
+
+    def prepare() -> None:
+        nonlocal weights
+        choice.CHOICES = loops
+        packed._architecture.cache_clear()  # it keeps what was chosen
+        if mode == "forward":
+            weights = fastgru.pack(params)
+
+    def forward() -> Any:
+        return fastgru.forward(x, weights, **option)[:1]
 
     def train() -> Any:
         y, _, saved = fastgru.forward_train(x, params, **option)
         return y, fastgru.backward(saved, dy).x
 
-    return Contender(lambda: None, train)
+    return Contender(prepare, forward if mode == "forward" else train)
+
+
+def other_loops(cell: str, B: int, H: int, precision: str, table: Any) -> Any:
+    """Loops that suit a shape, but are not what the table says."""
+    import cupy
+
+    from fastgru.kernels.cells import CELLS
+    from fastgru.kernels.cuda import choice
+    from fastgru.kernels.cuda.context import Layer
+
+    own = None if precision == "float32" else precision
+    kind, device = np.dtype("float32"), cupy.cuda.Device()
+    layer = Layer(CELLS[cell], H, kind, own, device, T, T * B, 1)
+    suitable = [loop for loop in choice.LOOPS if loop.suits(layer)]
+    return [loop for loop in suitable if loop is not choice.choose(layer, table)]
 
 
 def theirs(
@@ -112,7 +139,8 @@ def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> dict[str,
     for number in range(rounds + 1):  # the first decides the number of calls
         for name, contender in contenders.items():
             contender.prepare()
-            contender.run()
+            for _ in range(3):  # what is repeated as a graph is captured in the second
+                contender.run()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             for _ in range(calls[name]):
@@ -127,7 +155,7 @@ def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> dict[str,
     return laps
 
 
-def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> list[dict[str, Any]]:
+def measure(cell: str, mode: str, B: int, H: int, rounds: int, table: Any) -> list[dict[str, Any]]:
     """One shape: a row for each precision."""
     import cupy
     import torch
@@ -138,7 +166,10 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> list[dict[str,
     params, on_x, on_dy = host.map(cupy.asarray), cupy.asarray(x), cupy.asarray(dy)
     contenders: dict[str, Contender] = {}
     for precision in PRECISIONS:
-        contenders[f"fastgru {precision}"] = ours(params, on_x, on_dy, precision, mode)
+        given = params, on_x, on_dy, precision, mode
+        contenders[f"fastgru {precision}"] = ours(*given, table)
+        for loop in other_loops(cell, B, H, precision, table):
+            contenders[f"fastgru {precision} {loop.name}"] = ours(*given, (loop, *table))
         contenders[f"cuDNN {precision}"] = theirs(
             torch, cell, host.to_dict(), x, dy, precision, mode
         )
@@ -155,6 +186,7 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> list[dict[str,
         row = {"cell": cell, "mode": mode, "B": B, "H": H, "precision": precision}
         row |= {"fastgru": own, "cuDNN": other, "ratio": other / own}
         row |= {"floor": floor(cell, B, H, precision, mode)}
+        names += [name for name in laps if name.startswith(f"fastgru {precision} ")]
         row |= {"seconds": {name: laps[name] for name in names}}
         rows.append(row | {"wrong": {name: wrong[name] for name in names if name in wrong}})
     return rows
@@ -165,12 +197,21 @@ def show(row: dict[str, Any]) -> None:
     sizes = f"{row['B']:>5}{row['H']:>6}  {row['precision']:<10}"
     times = f"{1e6 * row['fastgru']:>10.0f}{1e6 * row['cuDNN']:>10.0f}{row['ratio']:>8.2f}"
     wrong = "; ".join(f"{name}: {text}" for name, text in row["wrong"].items())
-    print(f"{sizes}{times}{row['floor'] / row['fastgru']:>10.2f}  {wrong}", flush=True)
+    others = "".join(
+        f"  {name.split()[2]} {1e6 * median(laps):.0f}"
+        for name, laps in row["seconds"].items()
+        if len(name.split()) == 3
+    )
+    print(f"{sizes}{times}{row['floor'] / row['fastgru']:>10.2f}{others}  {wrong}", flush=True)
 
 
 def main(options: argparse.Namespace) -> int:
     """Print all tables; 1 if a shape failed or results were wrong."""
     import torch
+
+    from fastgru.kernels.cuda import choice
+
+    table = choice.CHOICES
 
     shapes = QUICK if options.quick else [(B, H) for H in HIDDEN for B in BATCH]
     facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "T": T}
@@ -182,11 +223,11 @@ def main(options: argparse.Namespace) -> int:
         for mode in options.mode:
             print(f"\n{cell}, {mode}; µs a call, medians of {options.rounds} rounds")
             print(f"{'B':>5}{'H':>6}  {'precision':<10}{'fastgru':>10}{'cuDNN':>10}", end="")
-            print(f"{'ratio':>8}{'of floor':>10}")
+            print(f"{'ratio':>8}{'of floor':>10}  other loops")
             found: list[dict[str, Any]] = []
             for B, H in shapes:
                 try:
-                    found += measure(cell, mode, B, H, options.rounds)
+                    found += measure(cell, mode, B, H, options.rounds, table)
                 except Exception as error:  # the other shapes are still worth measuring
                     failed = True
                     print(f"{B:>5}{H:>6}  error: {type(error).__name__}: {error}", flush=True)
@@ -202,4 +243,5 @@ def main(options: argparse.Namespace) -> int:
                     mean = geometric_mean(ratios)
                     print(f"geometric mean of the ratios, {precision}: {mean:.2f}")
             rows += found
+    choice.CHOICES = table
     return int(failed or any(row["wrong"] for row in rows))

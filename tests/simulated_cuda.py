@@ -9,6 +9,7 @@ import itertools
 import random
 import sys
 import types
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import greenlet
@@ -75,8 +76,65 @@ ndarray.__module__ = "cupy"
 
 
 def _poisoned(shape: Any, dtype: Any = float) -> Any:
+    assert Stream.captured is None, "memory is asked for while a stream is captured"
     kind = np.dtype(dtype)
-    return np.full(shape, np.nan if kind.kind == "f" else 0x7FFFFFF, kind).view(ndarray)
+    return np.full(shape, np.nan if kind.kind == "f" else 0x7F, kind).view(ndarray)
+
+
+class Stream:
+    """A stream; what is launched on it runs at once, or later where it is captured."""
+
+    captured: ClassVar["Stream | None"] = None
+    null: ClassVar["Stream"]
+    pointers: ClassVar[Any] = itertools.count()
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.ptr = next(self.pointers)
+        self.calls: list[Callable[[], None]] = []
+
+    def synchronize(self) -> None:
+        """Wait for what was launched: nothing is left to do."""
+        assert Stream.captured is None
+
+    def begin_capture(self) -> None:
+        """Keep what is launched, from now on."""
+        assert Stream.captured is None
+        assert self is not Stream.null
+        Stream.captured = self
+
+    def end_capture(self) -> "Graph":
+        """What was kept."""
+        assert Stream.captured is self
+        Stream.captured = None
+        return Graph(self.calls)
+
+    @classmethod
+    def launch(cls, pointer: int, call: Callable[[], None]) -> None:
+        """Run a call, or keep it."""
+        if cls.captured is None:
+            call()
+            return
+        assert pointer == cls.captured.ptr, "a launch on a stream that is not captured"
+        cls.captured.calls.append(call)
+
+
+Stream.null = Stream()
+
+
+class Graph:
+    """What was launched while a stream was captured."""
+
+    launches = 0
+
+    def __init__(self, calls: list[Callable[[], None]]) -> None:
+        self._calls = calls
+
+    def launch(self) -> None:
+        """Launch all of it on the current stream."""
+        assert Stream.captured is None
+        Graph.launches += 1
+        for call in self._calls:
+            call()
 
 
 def asnumpy(array: Any) -> Any:
@@ -91,9 +149,9 @@ def _cupy() -> Any:
     for name in ("zeros", "ones", "ascontiguousarray", "asarray"):
         function = getattr(np, name)
         setattr(module, name, lambda *args, _f=function: _f(*args).view(ndarray))
-    stream = types.SimpleNamespace(ptr=0)
     module.cuda = types.ModuleType("cupy.cuda")
-    module.cuda.Device, module.cuda.get_current_stream = Device, lambda: stream
+    module.cuda.Device, module.cuda.Stream = Device, Stream
+    module.cuda.get_current_stream = lambda: Stream.null
     module.cuda.runtime = types.SimpleNamespace(
         getDeviceProperties=lambda number: {"name": b"simulated"},
         free=lambda pointer: None,
@@ -225,6 +283,9 @@ class Launch:
         self.together = together
 
     def __call__(self, grid: Any, block: Any, stream: int, *numbers: int) -> None:
+        Stream.launch(stream, lambda: self._run(grid, block, *numbers))
+
+    def _run(self, grid: Any, block: Any, *numbers: int) -> None:
         cuda = Cuda(grid, block)
         with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
             for module in (exchange_kernels, pointwise, resident_kernels, rows):
@@ -255,11 +316,25 @@ def _rounded(values: Any, bits: int) -> Any:
 
 
 def gemm(
-    m: int, n: int, k: int, a: Any, b: Any, c: Any, *, add: bool, precision: Any = None
+    m: int,
+    n: int,
+    k: int,
+    a: Any,
+    b: Any,
+    c: Any,
+    *,
+    add: bool,
+    precision: Any = None,
+    multiply: int | None = None,
 ) -> None:
-    """`blas.gemm` on NumPy arrays."""
+    """`blas.gemm` on NumPy arrays; CuPy's own handle, on the null stream, cannot be captured."""
     if m == 0 or n == 0:
         return
+    pointer = Stream.null.ptr if multiply is None else multiply
+    Stream.launch(pointer, lambda: _multiply(m, n, k, a, b, c, add, precision))
+
+
+def _multiply(m: int, n: int, k: int, a: Any, b: Any, c: Any, add: bool, precision: Any) -> None:
     assert a.array.dtype == b.array.dtype == c.array.dtype
     out = _view(c, m, n)
     bits = {None: 24, "tf32": 11, "bf16": 8}[precision]
@@ -274,6 +349,7 @@ def install(patch: Any) -> Any:
     patch.setitem(sys.modules, "cupy", cupy)
     patch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
     patch.setattr(blas, "gemm", gemm)
+    patch.setattr(blas, "on_captured", lambda device, stream, workspace: stream)
     patch.setattr(
         launch.Kernel,
         "bind",

@@ -329,15 +329,16 @@ def test_resident_weights_give_the_same_bits_each_time(cell: str, resident: Libr
         assert_same_bits(solve(problem, resident), want)
 
 
-def chosen(problem: Problem, library: Library, precision: Any = None) -> str:
+def chosen(problem: Problem, library: Library, precision: Any = None, blocks: int = 1) -> str:
     """Name of the loop that takes a problem."""
-    from fastgru.kernels.cuda.choice import choose
-
-    cell = CELLS[problem.params.cell]
     import cupy
 
-    sizes = problem.params.hidden_size, problem.params.dtype
-    return choose(cell, *sizes, precision, cupy.cuda.Device()).name
+    from fastgru.kernels.cuda.choice import choose
+    from fastgru.kernels.cuda.context import Layer
+
+    params, (N, T, _) = problem.params, problem.x.shape
+    sizes = CELLS[params.cell], params.hidden_size, params.dtype
+    return choose(Layer(*sizes, precision, cupy.cuda.Device(), T, N * T, blocks)).name
 
 
 @pytest.fixture
@@ -489,6 +490,210 @@ def test_no_loop_that_has_never_run_on_a_gpu_is_chosen(simulated: Library) -> No
     for cell in CELLS:
         for H in (1, 32, 512):
             assert chosen(draw(cell, (1, 1, 1, H), dtype="float32"), simulated) == "steps"
+
+
+# --- the loop that repeats a CUDA graph -----------------------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch, cupy: Library) -> Library:
+    """CuPy, with the loop of `graph` where it suits, for few steps too."""
+    import threading
+
+    from fastgru import packed
+    from fastgru.kernels.cuda import choice, graph
+
+    monkeypatch.setattr(choice, "CHOICES", (choice.GRAPH, *choice.CHOICES))
+    monkeypatch.setattr(graph, "_FEWEST_STEPS", 0)
+    monkeypatch.setattr(graph, "_of_thread", threading.local())
+    packed._architecture.cache_clear()
+    return cupy
+
+
+def kept_plans() -> list[Any]:
+    """What repeats the passes of this thread."""
+    from fastgru.kernels.cuda import graph
+
+    return list(graph._plans()._plans.values())
+
+
+@pytest.mark.parametrize("dh_n", ["both", "none"])
+@pytest.mark.parametrize("lengths", [None, [2, 4, 0, 1, 4]])
+@each_cell
+def test_graphs(cell: str, lengths: Any, dh_n: str, graphs: Library) -> None:
+    """Captured at the second pass, and repeated with other values and other weights."""
+    for number in range(4):
+        problem = draw(cell, (5, 4, 3, 6), D=2, lengths=lengths, seed=number)
+        if dh_n == "none":
+            problem = problem._replace(dh_n=tuple(np.zeros_like(h) for h in problem.dh_n))
+        assert chosen(problem, graphs) == "graph"
+        for a, b in zip(flatten(*solve(problem, graphs)), flatten(*solve(problem)), strict=True):
+            assert_close(a, b, 64 * np.finfo("float64").eps)
+        x, params, h0, steps, _, _ = graphs.take(problem)
+        y, h_n = fastgru.forward(x, params, as_state(h0), lengths=steps)
+        for a, b in zip(flatten(graphs.give((y, h_n))), flatten(*solve(problem)[:2]), strict=True):
+            assert_close(a, b, 64 * np.finfo("float64").eps)
+        # Each direction, forward (with values kept, and without) and backward.
+        assert len(kept_plans()) == (0 if number == 0 else 6)
+
+
+def test_graphs_without_dy(graphs: Library) -> None:
+    """What stands for dy is not read; layers of one size have a graph in common."""
+    problem = draw("gru", (3, 4, 3, 6), L=3)
+    for _ in range(2):
+        found = []
+        for library in (graphs, NUMPY):
+            x, params, h0, _, _, dh_n = library.take(problem)
+            _, _, saved = fastgru.forward_train(x, params, as_state(h0))
+            gradients = fastgru.backward(saved, dh_n=as_state(dh_n))
+            found.append(flatten(library.give(gradients)))
+        for a, b in zip(*found, strict=True):
+            assert_close(a, b, 64 * np.finfo("float64").eps)
+    assert len(kept_plans()) == 3  # forward; backward with the gradient of y, and without
+
+
+def test_graphs_of_other_orders_and_precisions(graphs: Library) -> None:
+    """Passes whose arrays have equal shapes, in turns."""
+    lengths: list[Any] = [[4, 2, 1, 3, 4], [4, 4, 3, 2, 1], [4, 4, 2, 2, 2]]
+    for number in range(9):
+        problem = draw("gru", (5, 4, 3, 6), lengths=lengths[number % 3], seed=number)
+        for a, b in zip(flatten(*solve(problem, graphs)), flatten(*solve(problem)), strict=True):
+            assert_close(a, b, 64 * np.finfo("float64").eps)
+    x, params, h0, _, _, _ = graphs.take(draw("gru", (5, 4, 3, 6), dtype="float32"))
+    found: dict[Any, list[Any]] = {None: [], "tf32": [], "bf16": []}
+    for _ in range(4):
+        for precision, ys in found.items():
+            y, _ = fastgru.forward(x, params, as_state(h0), precision=precision)
+            ys.append(graphs.give(y))
+    for ys in found.values():
+        for y in ys:
+            assert_close(y, ys[0], 16 * EPS)
+    assert np.abs(found["bf16"][3] - found[None][3]).max() > 1e-4
+
+
+def test_graphs_of_a_thread_are_bounded(graphs: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastgru.kernels.cuda import graph
+
+    monkeypatch.setattr(graph, "_WORKSPACE_BYTES", 1000)
+    monkeypatch.setattr(graph, "_MOST_BYTES_OF_THREAD", 60_000)
+    monkeypatch.setattr(graph, "_MOST_KINDS", 8)
+    for _ in range(2):
+        for N in range(1, 6):
+            problem = draw("gru", (N, 4, 3, 6))
+            solve(problem, graphs)
+            want = solve(problem)
+            for a, b in zip(flatten(*solve(problem, graphs)), flatten(*want), strict=True):
+                assert_close(a, b, 64 * np.finfo("float64").eps)
+            plans = kept_plans()
+            assert 0 < sum(plan.size for plan in plans) <= 60_000
+            assert graph._plans()._size == sum(plan.size for plan in plans)
+            assert len(graph._plans()._seen) <= 8
+
+
+def test_a_graph_is_of_one_thread(graphs: Library) -> None:
+    import threading
+
+    problem = draw("gru", (3, 4, 3, 6))
+    for _ in range(2):
+        solve(problem, graphs)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(kept_plans()))
+    thread.start()
+    thread.join()
+    assert found == [[]]
+    assert kept_plans()
+
+
+def test_graphs_end_a_capture_that_fails(graphs: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error comes out, the stream is usable, and nothing is kept."""
+    from fastgru.kernels.cuda import graph
+
+    problem = draw("gru", (3, 4, 3, 6))
+    solve(problem, graphs)
+    prepare, runs = graph._FORWARD_TO_KEEP.prepare, []
+
+    def failing(context: Any, arrays: Any) -> Any:
+        run = prepare(context, arrays)
+
+        def run_once(first: int, last: int) -> None:
+            runs.append(first)
+            if len(runs) == 2:
+                raise MemoryError("no room")
+            run(first, last)
+
+        return run_once
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "_FORWARD_TO_KEEP", graph._FORWARD_TO_KEEP._replace(prepare=failing))
+        solve(problem, graphs)  # another kind: it comes for the first time
+        runs.clear()
+        with pytest.raises(MemoryError, match="no room"):
+            solve(problem, graphs)
+    assert not [plan for plan in kept_plans() if hasattr(plan.arrays, "x_sums")]
+    for a, b in zip(flatten(*solve(problem, graphs)), flatten(*solve(problem)), strict=True):
+        assert_close(a, b, 64 * np.finfo("float64").eps)
+
+
+def test_what_graphs_do_not_suit(graphs: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastgru.kernels.cuda import graph
+
+    problem = draw("gru", (2, 4, 1, 6))
+    assert chosen(problem, graphs) == "graph"
+    assert chosen(problem, graphs, blocks=2) == "steps"
+    monkeypatch.setattr(graph, "_FEWEST_STEPS", 5)
+    assert chosen(problem, graphs) == "steps"
+    assert chosen(draw("gru", (1, 2049, 1, 2)), graphs) == "steps"
+    assert chosen(draw("gru", (64, 256, 1, 100)), graphs) == "steps"
+
+
+def test_cublas_is_called_with_what_it_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own signature: a library that notes what comes."""
+    import ctypes
+    import types
+
+    pytest.importorskip("numba_cuda")
+    from fastgru.kernels.cuda import blas
+
+    i, p = ctypes.c_int, ctypes.c_void_p
+    # cublasGemmEx of the documentation: handle, operations, m, n, k, alpha, A, its type and leading
+    # dimension, B, beta, C, compute type, algorithm.
+    kinds = (p, i, i, i, i, i, p, p, i, i, p, i, i, p, p, i, i, i, i)
+    came: list[Any] = []
+    status = 0
+
+    def note(*arguments: Any) -> int:
+        came.append(arguments)
+        return status
+
+    def create(handle: Any) -> int:
+        ctypes.cast(handle, ctypes.POINTER(ctypes.c_size_t))[0] = 7
+        return 0
+
+    library = types.SimpleNamespace(
+        cublasCreate_v2=ctypes.CFUNCTYPE(i, p)(create),
+        cublasSetStream_v2=ctypes.CFUNCTYPE(i, p, p)(note),
+        cublasSetWorkspace_v2=ctypes.CFUNCTYPE(i, p, p, ctypes.c_size_t)(note),
+        cublasGemmEx=ctypes.CFUNCTYPE(i, *kinds)(note),
+    )
+    monkeypatch.setattr(blas, "_library", lambda: library)
+    at = types.SimpleNamespace
+    device, workspace = at(id=0), at(data=at(ptr=2**40), nbytes=2**33)
+    multiply = blas.on_captured(device, 2**41, workspace)
+    matrix = at(dtype=np.dtype("float32"), data=at(ptr=2**42))
+    a, b, c = (blas.Matrix(matrix, start, 10 + start) for start in (1, 2, 3))
+    blas.gemm(4, 5, 6, a, b._replace(transposed=True), c, add=True, multiply=multiply)
+    assert came[:2] == [(7, 2**41), (7, 2**40, 2**33)]
+    handle, *numbers = came[2]
+    one = blas._scalar(np.dtype("float32"), 1)[0]
+    assert handle == 7
+    assert numbers == [
+        *(1, 0, 5, 4, 6, one, 2**42 + 8, 0, 12, 2**42 + 4, 0, 11, one, 2**42 + 12, 0, 13, 68, -1)
+    ]
+    assert [len(blas._SIGNATURES[name]) for name in ("cublasCreate_v2", "cublasGemmEx")] == [1, 19]
+    assert tuple(blas._SIGNATURES["cublasGemmEx"]) == kinds
+    status = 13
+    with pytest.raises(RuntimeError, match="cublasGemmEx failed with status 13"):
+        multiply(*numbers)
 
 
 def test_show_config_names_the_gpu(

@@ -1,20 +1,17 @@
 """Which loop takes a layer through its time steps: the one table."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from ..cells import Cell
-from . import exchange, resident, steps
-from .context import BackwardArrays, Context, ForwardArrays, Loop
+from . import exchange, graph, resident, steps
+from .context import BackwardArrays, Context, ForwardArrays, Layer, Loop
 
 
 class Choice(NamedTuple):
     """A loop, for what it is, and why."""
 
     name: str
-    suits: Callable[[Cell, int, np.dtype[Any], str | None, Any], bool]  # as `choose`
+    suits: Callable[[Layer], bool]
     forward: Callable[[Context, ForwardArrays], Loop]
     backward: Callable[[Context, BackwardArrays], Loop]
     why: str
@@ -36,19 +33,29 @@ EXCHANGE = Choice(
     "all recurrent weights stay in the registers of many blocks, which exchange h at every step",
 )
 
-# The first that suits is taken. `RESIDENT` and `EXCHANGE` stay out until they have run on a GPU:
-# what has never done so could hang one.
-CHOICES: tuple[Choice, ...] = (
-    Choice(
-        "steps",
-        lambda cell, H, dtype, precision, device: True,
-        steps.forward,
-        steps.backward,
-        "any cell and size; every product at the speed of cuBLAS, two or three launches a step",
-    ),
+GRAPH = Choice(
+    "graph",
+    graph.suits,
+    graph.forward,
+    graph.backward,
+    "many short steps of a shape that comes again: one launch of a CUDA graph for all of them",
 )
 
+STEPS = Choice(
+    "steps",
+    lambda layer: True,
+    steps.forward,
+    steps.backward,
+    "any cell and size; every product at the speed of cuBLAS, two or three launches a step",
+)
 
-def choose(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None, device: Any) -> Choice:
-    """The first of the table that suits."""
-    return next(c for c in CHOICES if c.suits(cell, H, dtype, precision, device))
+LOOPS = RESIDENT, EXCHANGE, GRAPH, STEPS
+
+# The first that suits is taken. The others stay out until they have run on a GPU: what has never
+# done so could hang one.
+CHOICES: tuple[Choice, ...] = (STEPS,)
+
+
+def choose(layer: Layer, table: tuple[Choice, ...] | None = None) -> Choice:
+    """The first of the table, or of another one, that suits."""
+    return next(choice for choice in table or CHOICES if choice.suits(layer))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cells import Cell
+from ..ragged import RaggedRows
 
 
 class PackedWeights(NamedTuple):
@@ -17,15 +18,30 @@ class PackedWeights(NamedTuple):
     bias_hh: Any  # (1, recurrent gates, H)
 
 
+class Layer(NamedTuple):
+    """What decides which loop takes a pass through one layer and direction."""
+
+    cell: Cell
+    H: int
+    dtype: np.dtype[Any]
+    precision: str | None
+    device: Any
+    steps: int
+    rows: int  # packed rows of all steps
+    blocks: int  # of steps, which the workspace allows
+
+
 class Context(NamedTuple):
     """One call, on one device and stream."""
 
     cell: Cell
     H: int
     dtype: np.dtype[Any]
+    precision: str | None
+    ragged: RaggedRows
     offset: list[int]  # packed rows before each step; see `ragged`
     reverse: bool
-    gemm: Callable[..., None]  # `blas.gemm` in some precision
+    gemm: Callable[..., None]  # `blas.gemm` in this precision
     xp: Any
     device: Any
     stream: int

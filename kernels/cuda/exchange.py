@@ -10,7 +10,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..store import cell_digest
-from .context import BackwardArrays, Context, ForwardArrays, Loop
+from .context import BackwardArrays, Context, ForwardArrays, Layer, Loop
 from .exchange_kernels import make_exchange_backward, make_exchange_forward
 from .launch import Kernel
 from .product import LONGEST_PART, MOST_REGISTERS, OTHER_REGISTERS, Tile, has_one_product
@@ -84,12 +84,13 @@ def _multiprocessors(device: Any) -> int:
     return int(device.attributes["MultiProcessorCount"])
 
 
-def suits(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None, device: Any) -> bool:
+def suits(layer: Layer) -> bool:
     """Whether this loop can take a layer: also whether all blocks of a group can run together."""
-    tiles = tiles_for(cell, H, dtype) if precision is None else None
+    device = layer.device
+    tiles = tiles_for(layer.cell, layer.H, layer.dtype) if layer.precision is None else None
     able = (
         int(device.compute_capability) >= _LEAST_CAPABILITY
-        and (device.attributes["CooperativeLaunch"])
+        and device.attributes["CooperativeLaunch"]
     )
     return tiles is not None and bool(able) and tiles.slices <= _multiprocessors(device)
 

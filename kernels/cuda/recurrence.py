@@ -17,7 +17,7 @@ from ..ragged import RaggedRows
 from . import blas, rows
 from .blas import Matrix
 from .choice import Choice, choose
-from .context import BackwardArrays, Context, ForwardArrays, PackedWeights
+from .context import BackwardArrays, Context, ForwardArrays, Layer, PackedWeights
 from .launch import BLOCK, MOVE_BLOCK, Kernel, move_grid, unit_grid
 from .steps import phase_kernels
 
@@ -85,15 +85,20 @@ class Recurrence:
         self.steps = len(ragged.offset) - 1
         self.offset: list[int] = ragged.offset.tolist()
         self.precision = precision
-        self._loops: dict[int, Choice] = {}  # by device
+        self._loops: dict[tuple[int, int], Choice] = {}  # by device and blocks of steps
         self._indices_on: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
 
-    def _loop(self, device: Any) -> Choice:
-        """The loop for a device."""
-        loop = self._loops.get(device.id)
+    def _loop(self, device: Any, blocks: int) -> Choice:
+        """The loop for a device and so many blocks of steps."""
+        loop = self._loops.get((device.id, blocks))
         if loop is None:
-            loop = choose(self.cell, self.H, self.dtype, self.precision, device)
-            self._loops[device.id] = loop
+            loop = choose(
+                Layer(
+                    self.cell, self.H, self.dtype, self.precision, device, self.steps,
+                    self.offset[-1], blocks,
+                )
+            )  # fmt: skip
+            self._loops[device.id, blocks] = loop
             names = self.cell.name, self.H, self.dtype, loop.name, loop.why
             _log.debug("%s, H = %d, %s: loop %r: %s", *names)
         return loop
@@ -117,8 +122,8 @@ class Recurrence:
                 self._indices_on.clear()
             self._indices_on[device.id, stream] = indices
         return Context(
-            self.cell, self.H, self.dtype, self.offset, reverse, self._gemm, self.xp, device,
-            stream, *indices,
+            self.cell, self.H, self.dtype, self.precision, self.ragged, self.offset, reverse,
+            self._gemm, self.xp, device, stream, *indices,
         )  # fmt: skip
 
     def _blocks(self, row_elements: int) -> list[tuple[int, int]]:
@@ -183,7 +188,7 @@ class Recurrence:
         values = xp.empty((kept, self.cell.num_values, H), self.dtype)
         state = self._take_state(context, initial, layer)
         arrays = ForwardArrays(x_sums, weights, state, values, y_out, keep)
-        loop = self._loop(context.device).forward(context, arrays)
+        loop = self._loop(context.device, len(blocks)).forward(context, arrays)
         for first, last in blocks:
             count = context.rows(first, last)
             if count == 0:
@@ -229,7 +234,7 @@ class Recurrence:
             self._take_state(context, dfinal, layer), d_ih,
             xp.empty((most, self.recurrent, H), self.dtype), dy is not None,
         )  # fmt: skip
-        loop = self._loop(context.device).backward(context, arrays)
+        loop = self._loop(context.device, len(blocks)).backward(context, arrays)
         for first, last in reversed(blocks):
             count, steps = context.rows(first, last), last - first
             if count == 0:

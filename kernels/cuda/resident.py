@@ -7,7 +7,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..store import cell_digest
-from .context import BackwardArrays, Context, ForwardArrays, Loop
+from .context import BackwardArrays, Context, ForwardArrays, Layer, Loop
 from .launch import Kernel
 from .product import LONGEST_PART, MOST_REGISTERS, OTHER_REGISTERS, Tile, has_one_product
 from .resident_kernels import make_resident_backward, make_resident_forward
@@ -53,9 +53,9 @@ def _kernels(cell: Cell, H: int, dtype: np.dtype[Any]) -> _Kernels:
     return _Kernels(tile, *kernels)
 
 
-def suits(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None, device: Any) -> bool:
+def suits(layer: Layer) -> bool:
     """Whether this loop can take a layer."""
-    return precision is None and tile_for(cell, H, dtype) is not None
+    return layer.precision is None and tile_for(layer.cell, layer.H, layer.dtype) is not None
 
 
 def forward(context: Context, arrays: ForwardArrays) -> Loop:

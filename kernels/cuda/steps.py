@@ -1,7 +1,6 @@
 """The loop for any cell and size: for each step and phase a product and a kernel of equations.
 
-No CUDA graph repeats these launches: CuPy refuses cuBLAS calls while a stream is captured, so that
-would take a cuBLAS handle of our own.
+See `graph` for what repeats these launches at once.
 """
 
 import functools
