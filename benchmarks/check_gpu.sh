@@ -2,8 +2,8 @@
 # All checks and measurements that need a GPU, for a machine with one and without a network:
 #   bash benchmarks/check_gpu.sh FOLDER
 # Needs Python with fastgru's requirements, numba-cuda, CuPy, PyTorch, pytest and hypothesis, and
-# compute-sanitizer. Takes eight minutes; each part writes its log into FOLDER, and one that fails
-# does not stop the others.
+# compute-sanitizer. Takes eight minutes at most; each part writes its log into FOLDER, and one that
+# fails does not stop the others.
 set -uo pipefail
 folder=$(realpath -m "${1:?name a folder for the logs}")
 mkdir -p "$folder"
@@ -19,15 +19,15 @@ part() {  # name, limit in seconds, command
     [ "$status" -eq 0 ] || failed=1
 }
 
-part config 60 python -c 'import fastgru; fastgru.show_config()'
-part tests 150 python -m pytest -p no:cacheprovider -q -m gpu tests
+part config 20 python -c 'import fastgru; fastgru.show_config()'
+part tests 120 python -m pytest -p no:cacheprovider -q -m gpu tests
 # Without CuPy's pool of memory, whose large pieces hide what is written beyond an array.
 export FASTGRU_TEST_PLAIN_MEMORY=1
 if command -v compute-sanitizer >/dev/null; then
-    part memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 1 \
+    part memcheck 80 compute-sanitizer --tool memcheck --error-exitcode 1 \
         python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
         -k 'test_any_strides or test_padding or (test_resident or test_exchange or test_graphs) and not same_bits'
-    part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 \
+    part racecheck 50 compute-sanitizer --tool racecheck --error-exitcode 1 \
         python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
         -k '(test_resident or test_exchange) and not same_bits'
 else
@@ -35,5 +35,6 @@ else
     failed=1
 fi
 unset FASTGRU_TEST_PLAIN_MEMORY
-part compare 180 python -m benchmarks.compare_peers --gpu --rounds 2 --json "$folder/gpu.json"
+part compare 130 python -m benchmarks.compare_peers --gpu --rounds 2 --json "$folder/gpu.json"
+part loops 80 python -m benchmarks.compare_peers --gpu --loops --rounds 2 --json "$folder/loops.json"
 exit "$failed"

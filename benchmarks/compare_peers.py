@@ -218,8 +218,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="print the shapes and end")
     add("--json", type=Path, metavar="PATH", help="write everything measured to this file")
     add("--gpu", action="store_true", help="CuPy arrays against cuDNN; see gpu_peers.py")
+    add("--loops", action="store_true", help="with --gpu: fastgru's loops against each other")
     add("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.loops and not options.gpu:
+        parser.error("--loops: expected --gpu as well")
     if options.gpu:
         names = ("dtype", "threads", "shape", "goal")
         given = [f"--{name}" for name in names if getattr(options, name) is not None]

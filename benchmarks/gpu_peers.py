@@ -3,8 +3,8 @@
 One process, one stream, times by CUDA events; the contenders take turns in every round. cuDNN has a
 row for each precision: float32, float32 with TF32 products, and bfloat16. `of floor` is the
 fraction of a bound: the arithmetic at the device's peak, and 0.45 µs a step to exchange h through
-the second level cache (0.12 where one multiprocessor holds all weights). After it come the times of
-fastgru's other loops, those that suit the shape but are not chosen for it.
+the second level cache (0.12 where one multiprocessor holds all weights). With `--loops`, fastgru's
+own loops, chosen or not, take turns instead: what the table of loops should be made from.
 """
 
 import argparse
@@ -71,8 +71,8 @@ def ours(params: Any, x: Any, dy: Any, precision: str, mode: str, loops: Any) ->
     return Contender(prepare, forward if mode == "forward" else train)
 
 
-def other_loops(cell: str, B: int, H: int, precision: str, table: Any) -> Any:
-    """Loops that suit a shape, but are not what the table says."""
+def loops_for(cell: str, B: int, H: int, precision: str) -> Any:
+    """All loops that suit a shape."""
     import cupy
 
     from fastgru.kernels.cells import CELLS
@@ -81,9 +81,8 @@ def other_loops(cell: str, B: int, H: int, precision: str, table: Any) -> Any:
 
     own = None if precision == "float32" else precision
     kind, device = np.dtype("float32"), cupy.cuda.Device()
-    layer = Layer(CELLS[cell], H, kind, own, device, T, T * B, 1)
-    suitable = [loop for loop in choice.LOOPS if loop.suits(layer)]
-    return [loop for loop in suitable if loop is not choice.choose(layer, table)]
+    layer = Layer(CELLS[cell], H, kind, own, device, B, T, 1)
+    return [loop for loop in choice.LOOPS if loop.suits(layer)]
 
 
 def theirs(
@@ -121,15 +120,23 @@ def read(result: Any) -> list[Any]:
     return [a.float().cpu().numpy() if hasattr(a, "cpu") else a.get() for a in result]
 
 
-def check(results: dict[str, list[Any]]) -> dict[str, str]:
-    """What is wrong with each contender's results, beside cuDNN's in float32."""
+def check(results: dict[str, list[Any]], reference: str) -> dict[str, str]:
+    """What is wrong with each contender's results, beside those of one in float32."""
     wrong = {}
     for name, found in results.items():
-        for label, got, want in zip(("y", "dx"), found, results["cuDNN float32"], strict=False):
+        for label, got, want in zip(("y", "dx"), found, results[reference], strict=False):
             error = float(np.abs(got - want).max() / max(1, np.abs(want).max()))
             if not error <= TOLERANCE[name.split()[1]]:
                 wrong[name] = f"{label} differs by {error:.1e}"
     return wrong
+
+
+def run_a_few(contender: Contender) -> Any:
+    """Result of the third run: in the second, what is repeated as a graph is captured."""
+    contender.prepare()
+    for _ in range(2):
+        contender.run()
+    return contender.run()
 
 
 def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
@@ -138,9 +145,7 @@ def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> dict[str,
     calls = dict.fromkeys(contenders, 1)
     for number in range(rounds + 1):  # the first decides the number of calls
         for name, contender in contenders.items():
-            contender.prepare()
-            for _ in range(3):  # what is repeated as a graph is captured in the second
-                contender.run()
+            run_a_few(contender)
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             for _ in range(calls[name]):
@@ -155,54 +160,92 @@ def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> dict[str,
     return laps
 
 
-def measure(cell: str, mode: str, B: int, H: int, rounds: int, table: Any) -> list[dict[str, Any]]:
-    """One shape: a row for each precision."""
+class Arrays(NamedTuple):
+    """A problem on the host and on the device."""
+
+    weights: Any
+    x: Any
+    dy: Any
+    own_params: Any
+    own_x: Any
+    own_dy: Any
+
+
+def draw(cell: str, B: int, H: int) -> Arrays:
+    """Draw a problem."""
     import cupy
-    import torch
 
     rng = np.random.default_rng([B, H])
     host = fastgru.init_params(H, H, cell=cell, rng=rng)
     x, dy = (rng.standard_normal((T, B, H), "float32") for _ in range(2))
-    params, on_x, on_dy = host.map(cupy.asarray), cupy.asarray(x), cupy.asarray(dy)
-    contenders: dict[str, Contender] = {}
+    own = host.map(cupy.asarray), cupy.asarray(x), cupy.asarray(dy)
+    return Arrays(host.to_dict(), x, dy, *own)
+
+
+Row = dict[str, Any]
+
+
+def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> list[Row]:
+    """fastgru and cuDNN on one shape: a row for each precision."""
+    import torch
+
+    from fastgru.kernels.cuda import choice
+
+    arrays, contenders = draw(cell, B, H), {}
     for precision in PRECISIONS:
-        given = params, on_x, on_dy, precision, mode
-        contenders[f"fastgru {precision}"] = ours(*given, table)
-        for loop in other_loops(cell, B, H, precision, table):
-            contenders[f"fastgru {precision} {loop.name}"] = ours(*given, (loop, *table))
-        contenders[f"cuDNN {precision}"] = theirs(
-            torch, cell, host.to_dict(), x, dy, precision, mode
-        )
-    results = {}
-    for name, contender in contenders.items():
-        contender.prepare()
-        results[name] = read(contender.run())
-    wrong = check(results)
-    laps = play(torch, contenders, rounds)
+        contenders[f"fastgru {precision}"] = ours(*arrays[3:], precision, mode, choice.CHOICES)
+        contenders[f"cuDNN {precision}"] = theirs(torch, cell, *arrays[:3], precision, mode)
+    results = {name: read(run_a_few(contender)) for name, contender in contenders.items()}
+    wrong, laps = check(results, "cuDNN float32"), play(torch, contenders, rounds)
     rows = []
     for precision in PRECISIONS:
         names = [f"{name} {precision}" for name in ("fastgru", "cuDNN")]
         own, other = (median(laps[name]) for name in names)
-        row = {"cell": cell, "mode": mode, "B": B, "H": H, "precision": precision}
+        row: Row = {"cell": cell, "mode": mode, "B": B, "H": H, "precision": precision}
         row |= {"fastgru": own, "cuDNN": other, "ratio": other / own}
         row |= {"floor": floor(cell, B, H, precision, mode)}
-        names += [name for name in laps if name.startswith(f"fastgru {precision} ")]
         row |= {"seconds": {name: laps[name] for name in names}}
         rows.append(row | {"wrong": {name: wrong[name] for name in names if name in wrong}})
     return rows
 
 
-def show(row: dict[str, Any]) -> None:
+def measure_loops(cell: str, mode: str, B: int, H: int, rounds: int) -> list[Row]:
+    """fastgru's loops on one shape: a row for each precision."""
+    import torch
+
+    arrays, contenders, wrong = draw(cell, B, H), {}, {}
+    for precision in PRECISIONS:
+        for loop in loops_for(cell, B, H, precision):
+            contender = ours(*arrays[3:], precision, mode, (loop,))
+            contenders[f"{loop.name} {precision}"] = contender
+    results = {}
+    for name, contender in [*contenders.items()]:
+        try:
+            results[name] = read(run_a_few(contender))
+        except Exception as error:  # the other loops are still worth measuring
+            wrong[name] = f"{type(error).__name__}: {error}"
+            del contenders[name]
+    wrong |= check(results, "steps float32")
+    laps = play(torch, contenders, rounds)
+    rows = []
+    for precision in PRECISIONS:
+        row: Row = {"cell": cell, "mode": mode, "B": B, "H": H, "precision": precision}
+        row["seconds"] = {n: lap for n, lap in laps.items() if n.split()[1] == precision}
+        row["wrong"] = {n: text for n, text in wrong.items() if n.split()[1] == precision}
+        rows.append(row)
+    return rows
+
+
+def show(row: Row) -> None:
     """Print a row."""
-    sizes = f"{row['B']:>5}{row['H']:>6}  {row['precision']:<10}"
-    times = f"{1e6 * row['fastgru']:>10.0f}{1e6 * row['cuDNN']:>10.0f}{row['ratio']:>8.2f}"
-    wrong = "; ".join(f"{name}: {text}" for name, text in row["wrong"].items())
-    others = "".join(
-        f"  {name.split()[2]} {1e6 * median(laps):.0f}"
-        for name, laps in row["seconds"].items()
-        if len(name.split()) == 3
-    )
-    print(f"{sizes}{times}{row['floor'] / row['fastgru']:>10.2f}{others}  {wrong}", flush=True)
+    text = f"{row['B']:>5}{row['H']:>6}  {row['precision']:<10}"
+    if "ratio" in row:
+        text += f"{1e6 * row['fastgru']:>10.0f}{1e6 * row['cuDNN']:>10.0f}{row['ratio']:>8.2f}"
+        text += f"{row['floor'] / row['fastgru']:>10.2f}  "
+    else:
+        for name, laps in row["seconds"].items():
+            text += f"{name.split()[0]:>10}{1e6 * median(laps):>8.0f}"
+    print(text, "; ".join(f"{name}: {error}" for name, error in row["wrong"].items()), flush=True)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -212,22 +255,32 @@ def main(options: argparse.Namespace) -> int:
     from fastgru.kernels.cuda import choice
 
     table = choice.CHOICES
+    try:
+        return run(options, torch)
+    finally:
+        choice.CHOICES = table
 
+
+def run(options: argparse.Namespace, torch: Any) -> int:
+    """As `main`; the table of loops is changed."""
     shapes = QUICK if options.quick else [(B, H) for H in HIDDEN for B in BATCH]
     facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "T": T}
     print(f"{facts['device']}, {platform.platform()}, PyTorch {facts['torch']}; T = {T}, I = H")
     fastgru.show_config()
-    rows: list[dict[str, Any]] = []
+    measure_shape = measure_loops if options.loops else measure
+    rows: list[Row] = []
     failed = False
     for cell in options.cell:
         for mode in options.mode:
             print(f"\n{cell}, {mode}; µs a call, medians of {options.rounds} rounds")
-            print(f"{'B':>5}{'H':>6}  {'precision':<10}{'fastgru':>10}{'cuDNN':>10}", end="")
-            print(f"{'ratio':>8}{'of floor':>10}  other loops")
-            found: list[dict[str, Any]] = []
+            names = (
+                "" if options.loops else f"{'fastgru':>10}{'cuDNN':>10}{'ratio':>8}{'of floor':>10}"
+            )
+            print(f"{'B':>5}{'H':>6}  {'precision':<10}{names}")
+            found: list[Row] = []
             for B, H in shapes:
                 try:
-                    found += measure(cell, mode, B, H, options.rounds, table)
+                    found += measure_shape(cell, mode, B, H, options.rounds)
                 except Exception as error:  # the other shapes are still worth measuring
                     failed = True
                     print(f"{B:>5}{H:>6}  error: {type(error).__name__}: {error}", flush=True)
@@ -238,10 +291,10 @@ def main(options: argparse.Namespace) -> int:
                     written = {"machine": facts, "rows": rows + found}
                     options.json.write_text(json.dumps(written, indent=1))
             for precision in PRECISIONS:
-                ratios = [row["ratio"] for row in found if row["precision"] == precision]
+                of_precision = [row for row in found if row["precision"] == precision]
+                ratios = [row["ratio"] for row in of_precision if "ratio" in row]
                 if ratios:
                     mean = geometric_mean(ratios)
                     print(f"geometric mean of the ratios, {precision}: {mean:.2f}")
             rows += found
-    choice.CHOICES = table
     return int(failed or any(row["wrong"] for row in rows))

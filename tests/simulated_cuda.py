@@ -5,6 +5,7 @@ kernels as the Python that they are. What is new memory to CuPy is full of NaN h
 read before it is written shows.
 """
 
+import functools
 import itertools
 import random
 import sys
@@ -66,6 +67,10 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
         made._device = Device()
         return made
 
+    def get(self) -> Any:
+        """A copy as a NumPy array."""
+        return asnumpy(self)
+
     @property
     def device(self) -> Device:
         """Where the array is."""
@@ -81,20 +86,27 @@ def _poisoned(shape: Any, dtype: Any = float) -> Any:
     return np.full(shape, np.nan if kind.kind == "f" else 0x7F, kind).view(ndarray)
 
 
+def _made(function: Any, *arguments: Any) -> Any:
+    assert Stream.captured is None, "memory is asked for while a stream is captured"
+    return function(*arguments).view(ndarray)
+
+
 class Stream:
     """A stream; what is launched on it runs at once, or later where it is captured."""
 
     captured: ClassVar["Stream | None"] = None
     null: ClassVar["Stream"]
-    pointers: ClassVar[Any] = itertools.count()
+    pointers: ClassVar[Any] = itertools.count(step=1000)
+    busy: ClassVar[set[int]] = set()  # streams that were not waited for
 
     def __init__(self, non_blocking: bool = False) -> None:
         self.ptr = next(self.pointers)
         self.calls: list[Callable[[], None]] = []
 
     def synchronize(self) -> None:
-        """Wait for what was launched: nothing is left to do."""
+        """Wait for what was launched."""
         assert Stream.captured is None
+        self.busy.discard(self.ptr)
 
     def begin_capture(self) -> None:
         """Keep what is launched, from now on."""
@@ -105,13 +117,16 @@ class Stream:
     def end_capture(self) -> "Graph":
         """What was kept."""
         assert Stream.captured is self
-        Stream.captured = None
-        return Graph(self.calls)
+        Stream.captured, calls, self.calls = None, self.calls, []
+        return Graph(calls)
 
     @classmethod
     def launch(cls, pointer: int, call: Callable[[], None]) -> None:
-        """Run a call, or keep it."""
+        """Run a call, or keep it; what runs must not overtake another stream."""
         if cls.captured is None:
+            assert cls.busy <= {pointer}, f"streams {cls.busy} may still run beside {pointer}"
+            if pointer % 1000 == 0:  # one of ours
+                cls.busy.add(pointer)
             call()
             return
         assert pointer == cls.captured.ptr, "a launch on a stream that is not captured"
@@ -124,17 +139,13 @@ Stream.null = Stream()
 class Graph:
     """What was launched while a stream was captured."""
 
-    launches = 0
-
     def __init__(self, calls: list[Callable[[], None]]) -> None:
         self._calls = calls
 
     def launch(self) -> None:
         """Launch all of it on the current stream."""
-        assert Stream.captured is None
-        Graph.launches += 1
         for call in self._calls:
-            call()
+            Stream.launch(sys.modules["cupy"].cuda.get_current_stream().ptr, call)
 
 
 def asnumpy(array: Any) -> Any:
@@ -147,8 +158,7 @@ def _cupy() -> Any:
     module: Any = types.ModuleType("cupy")
     module.ndarray, module.asnumpy, module.empty = ndarray, asnumpy, _poisoned
     for name in ("zeros", "ones", "ascontiguousarray", "asarray"):
-        function = getattr(np, name)
-        setattr(module, name, lambda *args, _f=function: _f(*args).view(ndarray))
+        setattr(module, name, functools.partial(_made, getattr(np, name)))
     module.cuda = types.ModuleType("cupy.cuda")
     module.cuda.Device, module.cuda.Stream = Device, Stream
     module.cuda.get_current_stream = lambda: Stream.null
@@ -315,6 +325,14 @@ def _rounded(values: Any, bits: int) -> Any:
     return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
 
 
+class Handle:
+    """`blas.Handle`: what multiplies is the number of the stream that `gemm` is to use."""
+
+    def on(self, stream: int, workspace: Any) -> int:
+        """See `blas.Handle`."""
+        return stream
+
+
 def gemm(
     m: int,
     n: int,
@@ -330,7 +348,7 @@ def gemm(
     """`blas.gemm` on NumPy arrays; CuPy's own handle, on the null stream, cannot be captured."""
     if m == 0 or n == 0:
         return
-    pointer = Stream.null.ptr if multiply is None else multiply
+    pointer = sys.modules["cupy"].cuda.get_current_stream().ptr if multiply is None else multiply
     Stream.launch(pointer, lambda: _multiply(m, n, k, a, b, c, add, precision))
 
 
@@ -349,7 +367,8 @@ def install(patch: Any) -> Any:
     patch.setitem(sys.modules, "cupy", cupy)
     patch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
     patch.setattr(blas, "gemm", gemm)
-    patch.setattr(blas, "on_captured", lambda device, stream, workspace: stream)
+    patch.setattr(blas, "Handle", Handle)
+    patch.setattr(Stream, "busy", set())
     patch.setattr(
         launch.Kernel,
         "bind",

@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ def _on_current_stream(*numbers: int) -> None:
 
 @functools.cache
 def _library() -> Any:
-    """cuBLAS itself, the one that CuPy has loaded."""
+    """cuBLAS as a C library: the one that is loaded already, where it is."""
     from cuda.pathfinder import load_nvidia_dynamic_lib
 
     library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
@@ -65,6 +65,8 @@ def _library() -> Any:
 _INT, _POINTER = ctypes.c_int, ctypes.c_void_p
 _SIGNATURES = {
     "cublasCreate_v2": [_POINTER],
+    "cublasDestroy_v2": [_POINTER],
+    "cublasGetVersion_v2": [_POINTER, _POINTER],
     "cublasSetStream_v2": [_POINTER, _POINTER],
     "cublasSetWorkspace_v2": [_POINTER, _POINTER, ctypes.c_size_t],
     "cublasGemmEx": [
@@ -82,24 +84,44 @@ def _call(name: str, *arguments: Any) -> None:
         raise RuntimeError(f"cuBLAS: {name} failed with status {status}")
 
 
-def on_captured(device: Any, stream: int, workspace: Any) -> Callable[..., None]:
-    """What multiplies on a stream of the current device that is, or will be, captured.
+def _version_for_cupy() -> int:
+    """Version of the cuBLAS that CuPy uses."""
+    from cupy.cuda.device import get_cublas_handle
+    from cupy_backends.cuda.libs import cublas
 
-    CuPy's own calls refuse to, so this is a handle of ours, one for each thread and device. Its
-    workspace belongs to the stream, for what is captured will use it whenever it runs.
+    return int(cublas.getVersion(get_cublas_handle()))
+
+
+class Handle:
+    """A cuBLAS handle of ours on the current device: CuPy refuses to use its own while a stream is
+    captured. For one thread at a time.
+
+    Raises
+    ------
+    RuntimeError
+        If cuBLAS cannot be used, or is another one than CuPy's.
     """
-    handles: dict[int, Any] = vars(_of_thread).setdefault("handles", {})
-    handle = handles.get(device.id)
-    if handle is None:
-        handle = ctypes.c_void_p()
-        _call("cublasCreate_v2", ctypes.byref(handle))
-        handles[device.id] = handle
-    _call("cublasSetStream_v2", handle, stream)
-    _call("cublasSetWorkspace_v2", handle, workspace.data.ptr, workspace.nbytes)
-    return functools.partial(_call, "cublasGemmEx", handle)
 
+    def __init__(self) -> None:
+        self._handle = ctypes.c_void_p()
+        _call("cublasCreate_v2", ctypes.byref(self._handle))
+        # When a program ends there may be no driver left to ask.
+        destroy = _library().cublasDestroy_v2
+        weakref.finalize(self, destroy, self._handle).atexit = False
+        version = ctypes.c_int()
+        _call("cublasGetVersion_v2", self._handle, ctypes.byref(version))
+        if version.value != _version_for_cupy():
+            raise RuntimeError(
+                f"cuBLAS: expected version {_version_for_cupy()}, which CuPy uses, "
+                f"got {version.value}"
+            )
 
-_of_thread = threading.local()
+    def on(self, stream: int, workspace: Any) -> Callable[..., None]:
+        """What multiplies on a stream from now on, until it is asked for another."""
+        # In this order: setting the stream resets the workspace.
+        _call("cublasSetStream_v2", self._handle, stream)
+        _call("cublasSetWorkspace_v2", self._handle, workspace.data.ptr, workspace.nbytes)
+        return functools.partial(_call, "cublasGemmEx", self._handle)
 
 
 def gemm(
@@ -116,7 +138,7 @@ def gemm(
 ) -> None:
     """``c = a @ b``, or ``c += a @ b``, for c of m rows and n columns.
 
-    On the current stream, or on that of a `multiply` of `on_captured`.
+    On the current stream, or by a `multiply` of `Handle.on`.
     """
     if m == 0 or n == 0:
         return

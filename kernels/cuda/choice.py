@@ -56,6 +56,6 @@ LOOPS = RESIDENT, EXCHANGE, GRAPH, STEPS
 CHOICES: tuple[Choice, ...] = (STEPS,)
 
 
-def choose(layer: Layer, table: tuple[Choice, ...] | None = None) -> Choice:
-    """The first of the table, or of another one, that suits."""
-    return next(choice for choice in table or CHOICES if choice.suits(layer))
+def choose(layer: Layer) -> Choice:
+    """The first of the table that suits."""
+    return next(choice for choice in CHOICES if choice.suits(layer))

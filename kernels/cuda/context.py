@@ -26,9 +26,9 @@ class Layer(NamedTuple):
     dtype: np.dtype[Any]
     precision: str | None
     device: Any
+    samples: int
     steps: int
-    rows: int  # packed rows of all steps
-    blocks: int  # of steps, which the workspace allows
+    blocks: int  # number of blocks of steps, which the workspace limits
 
 
 class Context(NamedTuple):

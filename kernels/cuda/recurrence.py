@@ -24,6 +24,7 @@ from .steps import phase_kernels
 _log = logging.getLogger(__name__)
 _of_thread = threading.local()
 _MOST_STREAMS = 16  # whose copies of the ragged order are kept
+_DEFAULT_OF_THREAD = 2  # the driver's number for it
 
 # Workspace for a block of steps; larger blocks make no product faster.
 _BLOCK_BYTES = 256 * 2**20
@@ -86,7 +87,7 @@ class Recurrence:
         self.offset: list[int] = ragged.offset.tolist()
         self.precision = precision
         self._loops: dict[tuple[int, int], Choice] = {}  # by device and blocks of steps
-        self._indices_on: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+        self._indices_on: dict[tuple[int, int, int], tuple[Any, Any, Any]] = {}
 
     def _loop(self, device: Any, blocks: int) -> Choice:
         """The loop for a device and so many blocks of steps."""
@@ -94,8 +95,8 @@ class Recurrence:
         if loop is None:
             loop = choose(
                 Layer(
-                    self.cell, self.H, self.dtype, self.precision, device, self.steps,
-                    self.offset[-1], blocks,
+                    self.cell, self.H, self.dtype, self.precision, device, self.N, self.steps,
+                    blocks,
                 )
             )  # fmt: skip
             self._loops[device.id, blocks] = loop
@@ -112,15 +113,17 @@ class Recurrence:
             self.xp.cuda.runtime.free(0)
             ready.add(device.id)
         stream = self.xp.cuda.get_current_stream().ptr
+        # The number of the default stream of each thread is the same.
+        whose = threading.get_ident() if stream == _DEFAULT_OF_THREAD else 0
         # Copied on this stream, and given back to its memory: for other streams it could be too
         # early, or too late.
-        indices = self._indices_on.get((device.id, stream))
+        indices = self._indices_on.get((device.id, stream, whose))
         if indices is None:
             order, lengths, offset = (self.xp.asarray(p.astype(np.int64)) for p in self.ragged)
             indices = order, lengths, offset
             if len(self._indices_on) >= _MOST_STREAMS:
                 self._indices_on.clear()
-            self._indices_on[device.id, stream] = indices
+            self._indices_on[device.id, stream, whose] = indices
         return Context(
             self.cell, self.H, self.dtype, self.precision, self.ragged, self.offset, reverse,
             self._gemm, self.xp, device, stream, *indices,
