@@ -101,6 +101,16 @@ def _count_up(builder: Any, limit: Any, name: str) -> Iterator[tuple[Any, Any]]:
     builder.position_at_end(after)
 
 
+def _renamed(builder: Any, value: Any) -> Any:
+    """An integer as a value of its own, which LLVM does not take for the one that it is.
+
+    Values that many tiles use are otherwise computed once for all of them, have no register while
+    so much code runs, and are read from the stack in every round of a tile, before each use.
+    """
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.asm(kind, "", "=r,0", [value], side_effect=True)
+
+
 def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gates: int) -> None:
     """One tile: load its sums, run over blocks and k, store them."""
     integer = o.K.type
@@ -126,6 +136,7 @@ def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gat
 
     with _count_up(builder, o.blocks, "block") as (block, carry_block):
         outer = [carry_block(value) for value in (o.B, *sums)]
+        o = o._replace(a_row=_renamed(builder, o.a_row), b_panel=_renamed(builder, o.b_panel))
         a_block = builder.gep(o.A, [builder.mul(block, o.a_block)])
         with _count_up(builder, o.K, "k") as (_, carry):
             b, *inner = [carry(value) for value, _ in outer]
