@@ -20,7 +20,9 @@ import pytest
 from fastgru import packed
 from fastgru.kernels.cuda import (
     blas,
+    cluster_kernels,
     exchange_kernels,
+    intrinsics,
     launch,
     pointwise,
     resident_kernels,
@@ -32,7 +34,11 @@ class Device:
     """One of several devices; arrays are made on the current one."""
 
     compute_capability = "90"
-    attributes: ClassVar[dict[str, int]] = {"MultiProcessorCount": 132, "CooperativeLaunch": 1}
+    attributes: ClassVar[dict[str, int]] = {
+        "MultiProcessorCount": 132,
+        "CooperativeLaunch": 1,
+        "MaxSharedMemoryPerBlockOptin": 232_448,
+    }
     current: ClassVar[list[int]] = [0]
 
     def __init__(self, id: int | None = None) -> None:
@@ -169,19 +175,39 @@ def _cupy() -> Any:
     return module
 
 
-class Block:
-    """A block's place in the grid, and the memory that its threads share."""
+class Cluster:
+    """Blocks that write into each other's shared memory, and where they are with their barrier."""
 
-    def __init__(self, x: int, y: int) -> None:
-        self.x, self.y = x, y
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.arrived, self.phase = 0, 0
+
+
+class Block:
+    """A block's place in the grid and in its cluster, and the memory that its threads share."""
+
+    def __init__(self, x: int, y: int, cluster: Cluster) -> None:
+        self.x, self.y, self.cluster = x, y, cluster
         self.shared: list[Any] = []
+        self.ended = 0  # threads
+        cluster.blocks.append(self)
+
+
+class Warp:
+    """Threads that compute together, and what each of them has given so far."""
+
+    def __init__(self) -> None:
+        self.given: dict[int, Any] = {}
+        self.found: list[Any] = []
 
 
 class Thread:
-    """A thread's place in its block, and how many shared arrays it has asked for."""
+    """A thread's place in its block and warp, and how many shared arrays it has asked for."""
 
-    def __init__(self, block: Block, x: int, y: int) -> None:
+    def __init__(self, block: Block, x: int, y: int, warp: list[Warp], lane: int) -> None:
         self.block, self.x, self.y, self.shared = block, x, y, 0
+        self.warp, self.lane = warp, lane  # the warp's next meeting is the list's only member
+        self.awaited: int | None = None  # the phase of the cluster's barrier that it has arrived at
 
 
 class Cuda:
@@ -194,12 +220,16 @@ class Cuda:
     # Rounds in which nobody gets further than to wait for a word once more.
     PATIENCE = 1000
 
-    def __init__(self, grid: tuple[int, int], block: tuple[int, int]) -> None:
+    def __init__(
+        self, grid: tuple[int, int], block: tuple[int, int], shared_bytes: int = 0
+    ) -> None:
         point = types.SimpleNamespace
+        self.shared_bytes = shared_bytes
         self.gridDim, self.blockDim = point(x=grid[0], y=grid[1]), point(x=block[0], y=block[1])
         self.shared = point(array=self._shared_array)
         self.local = point(array=_poisoned_local)
-        self.threadIdx, self.blockIdx = Thread(Block(0, 0), 0, 0), Block(0, 0)
+        self.blockIdx = Block(0, 0, Cluster())
+        self.threadIdx = Thread(self.blockIdx, 0, 0, [Warp()], 0)
         self._main = greenlet.getcurrent()
 
     def syncthreads(self) -> None:
@@ -210,9 +240,50 @@ class Cuda:
         """Let others run: what is waited for is not there yet."""
         self._main.switch("asleep")
 
+    def of_warp(self, function: Callable[[list[Any]], Any], mine: Any) -> tuple[Any, ...]:
+        """What this thread gets of what the warp's threads give."""
+        thread = self.threadIdx
+        (meeting,) = thread.warp
+        meeting.given[thread.lane] = function, mine
+        if len(meeting.given) == 32:
+            functions, given = zip(*(meeting.given[n] for n in range(32)), strict=True)
+            assert set(functions) == {function}, "threads of a warp do different things"
+            meeting.found = function(given)
+            thread.warp[0] = Warp()
+        while not len(meeting.found):
+            self._main.switch("asleep")
+        return tuple(meeting.found[thread.lane])
+
+    def arrive_at_cluster(self) -> None:
+        """See `intrinsics`."""
+        thread, cluster = self.threadIdx, self.blockIdx.cluster
+        assert thread.awaited is None, "a thread arrives twice"
+        thread.awaited = cluster.phase
+        cluster.arrived += 1
+        if cluster.arrived == len(cluster.blocks) * self.blockDim.x:
+            cluster.arrived, cluster.phase = 0, cluster.phase + 1
+
+    def wait_for_cluster(self) -> None:
+        """See `intrinsics`."""
+        thread, cluster = self.threadIdx, self.blockIdx.cluster
+        assert thread.awaited is not None, "a thread waits and has not arrived"
+        while cluster.phase == thread.awaited:
+            self._main.switch("asleep")
+        thread.awaited = None
+
+    def shared_by(self, array: Any, rank: int) -> Any:
+        """The array of another block of the cluster that a shared array is there."""
+        block = self.blockIdx.cluster.blocks[rank]
+        assert not block.ended, "a block may have ended"
+        (number,) = [n for n, other in enumerate(self.blockIdx.shared) if other is array]
+        assert number < len(block.shared), "a block may not have started"
+        return block.shared[number]
+
     def _shared_array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         """The same array for all threads of a block: the n-th that each asks for."""
         thread, arrays = self.threadIdx, self.blockIdx.shared
+        if shape == 0:  # as much as the launch says
+            shape = (self.shared_bytes // np.dtype(str(dtype)).itemsize,)
         if thread.shared == len(arrays):
             arrays.append(_poisoned_local(shape, dtype))
         thread.shared += 1
@@ -222,19 +293,26 @@ class Cuda:
 
     turn = 0
 
-    def run(self, kernel: Any, waits: bool, together: bool) -> None:
+    def run(self, kernel: Any, waits: bool, together: bool, cluster: int = 1) -> None:
         """Run all blocks; `waits` tells whether threads do, `together` whether blocks do.
 
-        Every launch has an order of its own: none is promised.
+        So many blocks with the same x are a cluster. Every launch has an order of its own: none is
+        promised.
         """
         assert 0 < self.blockDim.x * self.blockDim.y <= 1024
         assert 0 < self.gridDim.x < 2**31
         assert 0 < self.gridDim.y < 2**16
         Cuda.turn += 1
         inside = [*itertools.product(range(self.blockDim.y), range(self.blockDim.x))]
+        if cluster > 1:
+            assert cluster == self.gridDim.y
+            for x in range(self.gridDim.x):
+                all_of_it = Cluster()
+                blocks = [Block(x, y, all_of_it) for y in range(cluster)]
+                self._run_together(kernel, [self._threads(block, inside) for block in blocks])
+            return
         places = itertools.product(range(self.gridDim.y), range(self.gridDim.x))
-        blocks = [Block(x, y) for y, x in places]
-        grid = [[Thread(block, at_x, at_y) for at_y, at_x in inside] for block in blocks]
+        grid = [self._threads(Block(x, y, Cluster()), inside) for y, x in places]
         if together:
             assert len(grid) <= Device.attributes["MultiProcessorCount"]
             self._run_together(kernel, grid)
@@ -246,6 +324,13 @@ class Cuda:
                 for thread in threads[:: 1 if Cuda.turn % 2 else -1]:
                     self._enter(thread)
                     kernel()
+
+    def _threads(self, block: Block, inside: list[tuple[int, int]]) -> list[Thread]:
+        warps = [[Warp()] for _ in range(-(-len(inside) // 32))]
+        return [
+            Thread(block, x, y, warps[number // 32], number % 32)
+            for number, (y, x) in enumerate(inside)
+        ]
 
     def _enter(self, thread: Thread) -> None:
         self.threadIdx, self.blockIdx = thread, thread.block
@@ -266,6 +351,8 @@ class Cuda:
                     if strands[thread].switch() == "barrier":
                         held.add(thread)
                     elif strands[thread].dead:
+                        assert thread.awaited is None, "a thread ends before its cluster's barrier"
+                        thread.block.ended += 1
                         del strands[thread]
             idle = idle + 1 if before == (len(strands), len(held)) else 0
             for block in blocks:
@@ -280,28 +367,33 @@ class Cuda:
 
 
 def _poisoned_local(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
-    return np.full(shape, np.nan, str(dtype))
+    made = np.empty(shape, str(dtype))
+    made.view(np.uint8).fill(0xFF)  # NaN, also in the numbers of tensor cores
+    return made
 
 
 class Launch:
     """Stands for a kernel with its arrays."""
 
-    def __init__(self, function: Any, device: Device, arrays: Any, together: bool) -> None:
+    def __init__(self, kernel: Any, device: Device, arrays: Any) -> None:
         devices = {array.device for array in arrays} | {Device()}
         assert devices == {device}, f"expected all on {device}, got {devices}"
-        self.function, self.arrays = function, [np.asarray(array) for array in arrays]
-        self.together = together
+        self.kernel, self.arrays = kernel, [np.asarray(array) for array in arrays]
 
     def __call__(self, grid: Any, block: Any, stream: int, *numbers: int) -> None:
         Stream.launch(stream, lambda: self._run(grid, block, *numbers))
 
     def _run(self, grid: Any, block: Any, *numbers: int) -> None:
-        cuda = Cuda(grid, block)
+        kernel, function = self.kernel, self.kernel._function
+        cuda = Cuda(grid, block, kernel._shared_bytes)
         with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
-            for module in (exchange_kernels, pointwise, resident_kernels, rows):
+            for module in (cluster_kernels, exchange_kernels, pointwise, resident_kernels, rows):
                 patch.setattr(module, "cuda", cuda)
-            waits = "syncthreads" in self.function.__code__.co_names
-            cuda.run(lambda: self.function(*self.arrays, *numbers), waits, self.together)
+            patch.setattr(intrinsics, "acted_out", cuda)
+            waits = "syncthreads" in function.__code__.co_names
+            together = kernel._launch is launch._together
+            call = functools.partial(function, *self.arrays, *numbers)
+            cuda.run(call, waits, together, kernel._cluster)
 
 
 def _view(matrix: Any, rows: int, columns: int) -> Any:
@@ -369,10 +461,11 @@ def install(patch: Any) -> Any:
     patch.setattr(blas, "gemm", gemm)
     patch.setattr(blas, "Handle", Handle)
     patch.setattr(Stream, "busy", set())
+    patch.setattr(launch.Kernel, "bind", lambda self, device, *arrays: Launch(self, device, arrays))
     patch.setattr(
         launch.Kernel,
-        "bind",
-        lambda self, device, *arrays: Launch(self._function, device, arrays, self._together),
+        "clusters_at_once",
+        lambda self, device: device.attributes["MultiProcessorCount"] // self._cluster,
     )
     packed._architecture.cache_clear()  # it keeps what runs kernels
     return cupy

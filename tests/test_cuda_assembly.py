@@ -184,6 +184,41 @@ def test_exchange(
     assert [n for n in names if n.startswith("LD.E.64.STRONG.GPU")]
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(("precision", "H"), [("bf16", 24), ("bf16", 512), ("tf32", 512)])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_clusters(
+    cell: str,
+    precision: str,
+    H: int,
+    direction: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Products by tensor cores, of weights in registers; h goes to other blocks' shared memory."""
+    from fastgru.kernels.cuda import cluster, cluster_kernels
+
+    tiles = cluster.tiles_for(CELLS[cell], H, np.dtype("float32"), precision)
+    assert tiles is not None
+    tile = getattr(tiles, direction)
+    function = getattr(cluster_kernels, f"make_cluster_{direction}")(CELLS[cell], tile)
+    kernel = assembled(monkeypatch, function, "float32", (9, 0), tile.threads)
+    names = check(kernel, "float32", 255, tmp_path)
+    product = {"bf16": "HMMA.16816.F32.BF16", "tf32": "HMMA.1688.F32.TF32"}[precision]
+    products = [name for name in names if name.startswith("HMMA")]
+    # Two for each eight words of weights, which from shared memory are loaded as two times four;
+    # those of whole pairs may be in a loop.
+    whole = -(-tile.held // tile.gates)
+    assert set(products) == {product}
+    assert whole * tile.gates * 2 <= len(products) <= tile.pairs * tile.gates * 2
+    words = products.count(product) - 2 * tile.held  # twice four of weights; and of vectors:
+    vectors = len(products) // 2 // (tile.gates if direction == "forward" else 1)
+    assert vectors <= names.count("LDS.128") - words <= vectors + whole * tile.gates - tile.held
+    sent = [name for name in names if re.fullmatch(r"ST\.E(\.U16)?", name)]
+    assert len(sent) >= tile.blocks * tile.vectors
+    assert {"UCGABAR_ARV", "UCGABAR_WAIT"} <= set(names)
+
+
 def test_code_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The second process loads what the first has compiled; a torn file is compiled again."""
     import numba

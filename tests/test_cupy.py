@@ -3,9 +3,11 @@
 The matrix over cells, layers, directions and lengths is in `test_recurrence`, for every library.
 """
 
+import collections
 import subprocess
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -494,6 +496,220 @@ def test_no_loop_that_has_never_run_on_a_gpu_is_chosen(simulated: Library) -> No
             assert chosen(draw(cell, (1, 1, 1, H), dtype="float32"), simulated) == "steps"
 
 
+# --- the loop of clusters and tensor cores --------------------------------------------------------
+
+
+@pytest.fixture
+def clusters(monkeypatch: pytest.MonkeyPatch, cupy: Library) -> Iterator[Library]:
+    """CuPy, with the loop of `cluster` where it suits; few units where blocks are acted out."""
+    from fastgru import packed
+    from fastgru.kernels.cuda import choice, cluster
+
+    monkeypatch.setattr(choice, "CHOICES", (choice.CLUSTER, *choice.CHOICES))
+    if cupy.name != "cupy":
+        monkeypatch.setattr(cluster, "_MOST_UNITS", 16)
+    elif int(cupy.asarray(np.zeros(1)).device.compute_capability) < 90:
+        pytest.skip("clusters need a GPU of compute capability 9.0")
+    packed._architecture.cache_clear()
+    cluster._kernels.cache_clear()
+    yield cupy
+    cluster._kernels.cache_clear()
+
+
+# Acted out: a block alone, two, and four of which the last has no units.
+CLUSTERED = {"simulated cupy": (13, 24, 40), "cupy": (32, 200, 512)}
+
+
+def solve_roughly(problem: Problem, library: Library, precision: str) -> tuple[Any, ...]:
+    """All results and gradients in reduced precision."""
+    x, params, h0, lengths, dy, dh_n = library.take(problem)
+    y, h_n, saved = fastgru.forward_train(
+        x, params, as_state(h0), lengths=lengths, precision=precision
+    )
+    gradients = fastgru.backward(saved, dy, as_state(dh_n))
+    return tuple(flatten(*library.give((y, h_n, gradients))))
+
+
+def assert_clusters_are_right(problem: Problem, library: Library, precision: str) -> None:
+    """As the loop of `steps`, which rounds the same numbers before it multiplies them."""
+    from fastgru import packed
+    from fastgru.kernels.cuda import choice
+
+    assert chosen(problem, library, precision) == "cluster"
+    found = solve_roughly(problem, library, precision)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "CHOICES", (choice.STEPS,))
+        packed._architecture.cache_clear()
+        want = solve_roughly(problem, library, precision)
+    packed._architecture.cache_clear()
+    exact = flatten(*solve(problem.astype("float64")))
+    rounding = 2.0 ** -{"bf16": 8, "tf32": 11}[precision]
+    close = []
+    for a, b, c in zip(found, want, exact, strict=True):
+        assert_close(a, b, 4 * rounding)
+        assert_close(a, c, 16 * rounding)
+        close.append((np.abs(a - b) <= 64 * EPS * np.maximum(1, np.abs(b))).ravel())
+    if library.name != "cupy":  # cuBLAS may round otherwise
+        # Where a number lies between two, another order of the sums before can turn its rounding.
+        assert np.mean(np.concatenate(close)) > 0.9
+
+
+@pytest.mark.parametrize("lengths", [None, [2, 3, 0, 1, 3, 3, 2, 1, 3]])
+@pytest.mark.parametrize("size", [0, 1, 2])
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_clusters(cell: str, precision: str, size: int, lengths: Any, clusters: Library) -> None:
+    """Two tiles of rows, the second of one row."""
+    problem = draw(
+        cell, (9, 3, 3, CLUSTERED[clusters.name][size]), lengths=lengths, dtype="float32"
+    )
+    assert_clusters_are_right(problem, clusters, precision)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_clusters_with_little_room(
+    cell: str, precision: str, clusters: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights beside the registers, one place for the vectors; launches that go on with others."""
+    from fastgru.kernels.cuda import cluster, recurrence, tensor_product
+
+    # Products of one pair, and of two; how many have their weights in registers.
+    H, units, pairs, held = {"bf16": (24, 16, 1, 2), "tf32": (72, 48, 2, 5)}[precision]
+    if clusters.name == "cupy":
+        H = 512
+    else:
+        monkeypatch.setattr(cluster, "_MOST_UNITS", units)
+        monkeypatch.setattr(tensor_product, "_MOST_HELD", 8 * held)
+        roomy = cluster.tiles_for(CELLS[cell], H, np.dtype("float32"), precision)
+        assert roomy is not None
+        enough = 4 * (roomy.backward.words + int(np.prod(roomy.backward.sums)))
+        monkeypatch.setattr(cluster, "_SHARED_BYTES", enough - 1)
+        tiles = cluster.tiles_for(CELLS[cell], H, np.dtype("float32"), precision)
+        assert tiles is not None
+        assert (tiles.forward.places, tiles.backward.places) == (2, 1)
+        assert {(tile.pairs, tile.held) for tile in tiles} == {(pairs, held)}
+    problem = draw(cell, (2, 4, 3, H), lengths=[4, 3], dtype="float32")
+    for size in (recurrence._BLOCK_BYTES, 7000):
+        monkeypatch.setattr(recurrence, "_BLOCK_BYTES", size)
+        assert_clusters_are_right(problem, clusters, precision)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_clusters_give_the_same_bits_each_time(cell: str, clusters: Library) -> None:
+    """Whatever the order in which blocks and threads get on; in both directions."""
+    shape = (9, 4, 3, CLUSTERED[clusters.name][1])
+    problem = draw(cell, shape, D=2, lengths=[4, 4, 3, 0, 3, 1, 2, 4, 4], dtype="float32")
+    want = solve_roughly(problem, clusters, "bf16")
+    for _ in range(200 if clusters.name == "cupy" else 3):
+        assert_same_bits(solve_roughly(problem, clusters, "bf16"), want)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_clusters_keep_rows_apart(value: float, clusters: Library) -> None:
+    clean = draw("gru", (5, 4, 3, CLUSTERED[clusters.name][1]), dtype="float32")
+    spoilt = clean._replace(x=clean.x.copy())
+    spoilt.x[2] = value
+    found, want = (solve_roughly(p, clusters, "bf16")[0] for p in (spoilt, clean))
+    others = [0, 1, 3, 4]
+    np.testing.assert_array_equal(found[others], want[others])
+    assert np.isnan(found[2]).any() or abs(value) == np.inf
+
+
+def test_what_clusters_do_not_suit(clusters: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = draw("gru", (1, 1, 1, 24), dtype="float32")
+    if clusters.name != "cupy":
+        kind = type(clusters.asarray(np.zeros(1)).device)
+        fits = 2, 232_448, "90"
+        for has in (fits, (1, 232_448, "90"), (2, 16_000, "90"), (2, 232_448, "89"), fits):
+            count, shared, capability = has
+            room = {"MultiProcessorCount": count, "MaxSharedMemoryPerBlockOptin": shared}
+            monkeypatch.setattr(kind, "attributes", room)
+            monkeypatch.setattr(kind, "compute_capability", capability)
+            assert chosen(problem, clusters, "bf16") == ("cluster" if has == fits else "steps")
+    assert chosen(problem, clusters) == "steps"
+    assert chosen(draw("gru_reset_before", (1, 1, 1, 24)).astype("float32"), clusters, "bf16") == (
+        "steps"
+    )
+    assert chosen(draw("gru", (1, 1, 1, 600), dtype="float32"), clusters, "bf16") == "steps"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_clusters_are_for_all_sizes_up_to_512(cell: str, precision: str) -> None:
+    pytest.importorskip("numba.cuda")
+    from fastgru.kernels.cuda.cluster import tiles_for
+
+    for H in (1, 16, 100, 300, 512):
+        tiles = tiles_for(CELLS[cell], H, np.dtype("float32"), precision)
+        assert tiles is not None
+        for tile in tiles:
+            assert tile.blocks * tile.units >= H
+            assert tile.threads <= 256
+    assert tiles_for(CELLS[cell], 513, np.dtype("float32"), precision) is None
+
+
+def test_numbers_are_rounded_to_the_nearest(cuda_tools: None) -> None:
+    """For each precision the numbers on both sides, and the one that is taken."""
+    from fastgru.kernels.cuda.intrinsics import one_tf32, two_bf16
+
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.normal(size=500), [0, 1e-40, -1e30, np.inf, -np.inf]])
+    values = np.append(values, [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11]).astype("float32")
+    for value in values:
+        both = int(two_bf16(value, -value))
+        tf32 = int(one_tf32(value))
+        assert tf32 & 0x1FFF == 0
+        for bits, step in ((both << 16 & 0xFFFFFFFF, 1 << 16), (tf32, 1 << 13)):
+            near = np.array([bits, bits - step, bits + step], np.int64).astype(np.uint32)
+            if np.isinf(value):
+                assert near.view(np.float32)[0] == value
+                continue
+            distances = np.abs(near.view(np.float32).astype("float64") - value)
+            assert distances[0] == np.nanmin(distances)  # beside 0 is a NaN
+        high = np.array(both & 0xFFFF0000, np.uint32).view(np.float32)
+        low = np.array(both << 16 & 0xFFFFFFFF, np.uint32).view(np.float32)
+        assert high == -low
+    assert [int(two_bf16(v, 0)) for v in values[-3:-1]] == [0x3F80, 0x3F82]  # halves: to even
+    assert int(one_tf32(values[-1])) == 0x3F802000  # halves: away from 0
+    for number in (two_bf16(np.float32(np.nan), 0) << 16, one_tf32(np.float32(np.nan))):
+        assert np.isnan(np.array(number, np.uint32).view(np.float32))
+
+
+def test_a_cluster_that_does_not_meet_is_an_error(simulated: Library) -> None:
+    """In the simulator, so that the tests above do not hang or pass by chance."""
+    import simulated_cuda
+
+    cuda = simulated_cuda.Cuda((1, 2), (32, 1), 4)
+
+    def run(kernel: Callable[[], object]) -> None:
+        cuda.run(kernel, waits=True, together=False, cluster=2)
+
+    def alone() -> None:
+        if cuda.blockIdx.y == 1:
+            cuda.arrive_at_cluster()
+            cuda.wait_for_cluster()
+
+    def too_early() -> None:
+        words = cuda.shared.array(0, np.dtype("uint32"))
+        cuda.shared_by(words, 1 - cuda.blockIdx.y)[0] = 1
+
+    def twice() -> None:
+        cuda.arrive_at_cluster()
+        cuda.arrive_at_cluster()
+
+    with pytest.raises(RuntimeError, match="wait for each other for ever"):
+        run(alone)
+    with pytest.raises(AssertionError, match="a block may not have started"):
+        run(too_early)
+    with pytest.raises(AssertionError, match="arrives twice"):
+        run(twice)
+    with pytest.raises(AssertionError, match="has not arrived"):
+        run(cuda.wait_for_cluster)
+    with pytest.raises(AssertionError, match="ends before its cluster's barrier"):
+        run(cuda.arrive_at_cluster)
+
+
 # --- the loop that repeats a CUDA graph -----------------------------------------------------------
 
 
@@ -845,10 +1061,8 @@ def test_loops_take_turns_in_benchmarks(
         for precision in ("float32", "tf32", "bf16")
     ]
     for row in rows:
-        names = (
-            ["resident", "graph", "steps"] if row["precision"] == "float32" else ["graph", "steps"]
-        )
-        assert [name.split()[0] for name in row["seconds"]] == names
+        on_chip = "resident" if row["precision"] == "float32" else "cluster"
+        assert [name.split()[0] for name in row["seconds"]] == [on_chip, "graph", "steps"]
         assert set(row["wrong"].values()) <= {"RuntimeError: no exchange today"}
         assert bool(row["wrong"]) == (row["precision"] == "float32")
     assert "steps 1000000" in capsys.readouterr().out
@@ -898,10 +1112,110 @@ def test_what_to_install_is_said() -> None:
     assert f"not supported here: {wanted}" in done.stdout
 
 
+@pytest.fixture
+def asked(cuda_tools: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What the driver, acted out, was asked for: the arguments of each call by its name."""
+    from fastgru.kernels.cuda import launch
+
+    calls: dict[str, list[Any]] = collections.defaultdict(list)
+
+    def stand_in(name: str, *values: Any) -> None:
+        def answer(*given: Any) -> tuple[Any, ...]:
+            calls[name].append(given)
+            return launch.driver.CUresult.CUDA_SUCCESS, *values
+
+        monkeypatch.setattr(launch.driver, name, answer)
+
+    stand_in("cuModuleLoadData", "module")
+    stand_in("cuModuleGetFunction", "function")
+    stand_in("cuOccupancyMaxActiveClusters", 7)
+    for name in ("FuncSetAttribute", "LaunchKernel", "LaunchKernelEx", "LaunchCooperativeKernel"):
+        stand_in(f"cu{name}")
+    assembled = launch.Assembled("name", b"", "")
+    monkeypatch.setattr(launch.Kernel, "assembled", lambda self, capability: assembled)
+    return calls
+
+
+def launched_kernel(grid: tuple[int, int], stream: int, **options: Any) -> Any:
+    """A kernel without arrays, launched once in blocks of 96 threads."""
+    from fastgru.kernels.cuda import launch
+
+    def nothing(step: int) -> None:
+        return
+
+    kernel = launch.Kernel(nothing, np.dtype("float32"), None, 96, **options)
+    device = types.SimpleNamespace(id=0, compute_capability="90")
+    kernel.bind(device)(grid, (96, 1), stream, 5)
+    return kernel, device
+
+
+def test_launches(asked: dict[str, list[Any]]) -> None:
+    """Of blocks on their own, and of blocks that wait for each other."""
+    for name, last in (("LaunchKernel", (0,)), ("LaunchCooperativeKernel", ())):
+        launched_kernel((5, 2), 3000, together=name == "LaunchCooperativeKernel")
+        ((*how, where),) = [call[:10] for call in asked[f"cu{name}"]]
+        assert tuple(how) == ("function", 5, 2, 1, 96, 1, 1, 0, 3000)
+        assert where > 0
+        assert asked[f"cu{name}"][0][10:] == last
+    assert not asked["cuFuncSetAttribute"]
+    assert not asked["cuLaunchKernelEx"]
+
+
+@pytest.mark.parametrize(("blocks", "shared", "count"), [(2, 1000, 0), (8, 50_000, 1), (16, 9, 1)])
+def test_launches_of_clusters(
+    blocks: int, shared: int, count: int, asked: dict[str, list[Any]]
+) -> None:
+    from fastgru.kernels.cuda import launch
+
+    driver = launch.driver
+    kernel, device = launched_kernel((5, blocks), 0, cluster=blocks, shared_bytes=shared)
+    assert kernel.clusters_at_once(device) == 7
+    allowed = {
+        driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: 50_000,
+        driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: 1,
+    }
+    assert len(asked["cuFuncSetAttribute"]) == count
+    for function, attribute, value in asked["cuFuncSetAttribute"]:
+        assert (function, value) == ("function", allowed[attribute])
+    ((config, function, _, _),) = asked["cuLaunchKernelEx"]
+    ((same_function, of_one),) = asked["cuOccupancyMaxActiveClusters"]
+    assert function == same_function == "function"
+    assert int(config.hStream) == launch._LEGACY_STREAM
+    for asked_for, width in ((config, 5), (of_one, 1)):
+        grid = asked_for.gridDimX, asked_for.gridDimY, asked_for.gridDimZ
+        assert grid == (width, blocks, 1)
+        assert (asked_for.blockDimX, asked_for.blockDimY, asked_for.blockDimZ) == (96, 1, 1)
+        assert asked_for.sharedMemBytes == shared
+        (cluster,) = asked_for.attrs
+        assert asked_for.numAttrs == 1
+        assert cluster.id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        shape = cluster.value.clusterDim
+        assert (shape.x, shape.y, shape.z) == (1, blocks, 1)
+
+
+def test_a_device_that_cannot_form_a_cluster(
+    asked: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastgru.kernels.cuda import launch
+
+    kernel, device = launched_kernel((5, 16), 0, cluster=16)
+    for error, message in (("INVALID_CLUSTER_SIZE", None), ("INVALID_HANDLE", "INVALID_HANDLE")):
+        status = getattr(launch.driver.CUresult, f"CUDA_ERROR_{error}")
+        monkeypatch.setattr(
+            launch.driver, "cuOccupancyMaxActiveClusters", lambda *given, s=status: (s, 0)
+        )
+        named = (launch.driver.CUresult.CUDA_SUCCESS, error.encode())
+        for name in ("cuGetErrorName", "cuGetErrorString"):
+            monkeypatch.setattr(launch.driver, name, lambda s, named=named: named)
+        if message is None:
+            assert kernel.clusters_at_once(device) == 0
+        else:
+            with pytest.raises(RuntimeError, match=message):
+                kernel.clusters_at_once(device)
+
+
 def test_kernels_take_words_as_they_are_laid_out(cuda_tools: None) -> None:
     """For each array two words, size, item size, address, shape and strides; then the numbers."""
-    import types
-
     from numba import cuda
     from numba.cuda import dispatcher
 
@@ -910,7 +1224,7 @@ def test_kernels_take_words_as_they_are_laid_out(cuda_tools: None) -> None:
     array = types.SimpleNamespace(
         size=24, itemsize=4, shape=(2, 3, 4), strides=(48, 16, 4), data=types.SimpleNamespace(ptr=7)
     )
-    words = launch.Launch(None, (array,), 2, together=False)._words
+    words = launch.Launch(None, (array,), 2, launch._apart, 0)._words
     assert words[:] == [0, 0, 24, 4, 7, 2, 3, 4, 48, 16, 4, 0, 0]
 
     patch = pytest.MonkeyPatch()

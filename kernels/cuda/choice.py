@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import exchange, graph, resident, steps
+from . import cluster, exchange, graph, resident, steps
 from .context import BackwardArrays, Context, ForwardArrays, Layer, Loop
 
 
@@ -33,6 +33,14 @@ EXCHANGE = Choice(
     "all recurrent weights stay in the registers of many blocks, which exchange h at every step",
 )
 
+CLUSTER = Choice(
+    "cluster",
+    cluster.suits,
+    cluster.forward,
+    cluster.backward,
+    "tensor cores: recurrent weights stay on chip, blocks of a cluster write h to each other",
+)
+
 GRAPH = Choice(
     "graph",
     graph.suits,
@@ -49,7 +57,7 @@ STEPS = Choice(
     "any cell and size; every product at the speed of cuBLAS, two or three launches a step",
 )
 
-LOOPS = RESIDENT, EXCHANGE, GRAPH, STEPS
+LOOPS = RESIDENT, EXCHANGE, CLUSTER, GRAPH, STEPS
 
 # The first that suits is taken. The others stay out until they have run on a GPU: what has never
 # done so could hang one.

@@ -39,6 +39,8 @@ _NUMBERS = (
     "rows", "step", "first_step", "last_step", "reverse", "keep", "has_dy", "layer", "member",
     "number", "x_start", "block_start", "value_start",
 )  # fmt: skip
+_PLAIN_SHARED_BYTES = 48 * 1024  # what any kernel may have
+_PORTABLE_CLUSTER = 8  # blocks of a cluster on any GPU that has clusters
 _LEGACY_STREAM = 1  # of the driver; what its 0 means depends on the environment
 
 
@@ -153,6 +155,10 @@ class Kernel:
         Of a block, at most, where that decides how many registers a thread may have.
     together : bool
         Whether blocks wait for each other: then they are launched all at once, or not at all.
+    cluster : int
+        Number of blocks, along y, that the kernel forms a cluster of.
+    shared_bytes : int
+        Of the shared memory whose size the kernel leaves open.
     """
 
     def __init__(
@@ -162,9 +168,12 @@ class Kernel:
         key: str | None,
         threads: int | None = None,
         together: bool = False,
+        cluster: int = 1,
+        shared_bytes: int = 0,
     ) -> None:
         self._function, self._dtype, self._key, self._threads = function, dtype, key, threads
-        self._together = together
+        self._cluster, self._shared_bytes = cluster, shared_bytes
+        self._launch = _in_clusters if cluster > 1 else _together if together else _apart
         parameters = signature_of(function, dtype).args
         self._arrays = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
         self._numbers = len(parameters) - len(self._arrays)
@@ -190,14 +199,47 @@ class Kernel:
         found = [array.ndim for array in arrays]
         if found != self._arrays:
             raise TypeError(f"expected arrays of {self._arrays} dimensions, got {found}")
+        handle = self._handle(device)
+        return Launch(handle, arrays, self._numbers, self._launch, self._shared_bytes)
+
+    def _handle(self, device: Any) -> Any:
+        """The kernel on a device, the current one, ready to be launched."""
         handle = self._on_device.get(device.id)
         if handle is None:
             major, minor = divmod(int(device.compute_capability), 10)
             kernel = self.assembled((major, minor))
             module = _checked(driver.cuModuleLoadData(kernel.code))
             handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
+            attributes = driver.CUfunction_attribute
+            if self._shared_bytes > _PLAIN_SHARED_BYTES:
+                most = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                _checked(driver.cuFuncSetAttribute(handle, most, self._shared_bytes))
+            if self._cluster > _PORTABLE_CLUSTER:
+                allowed = attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+                _checked(driver.cuFuncSetAttribute(handle, allowed, 1))
             self._on_device[device.id] = handle
-        return Launch(handle, arrays, self._numbers, self._together)
+        return handle
+
+    def clusters_at_once(self, device: Any) -> int:
+        """How many clusters of blocks, of as many threads as these may have, run at once."""
+        config = _cluster_config((1, self._cluster), (self._threads or 1, 1), self._shared_bytes)
+        result = driver.cuOccupancyMaxActiveClusters(self._handle(device), config)
+        if result[0] == driver.CUresult.CUDA_ERROR_INVALID_CLUSTER_SIZE:
+            return 0
+        return int(_checked(result))
+
+
+def _cluster_config(grid: tuple[int, int], block: tuple[int, int], shared_bytes: int) -> Any:
+    """How a grid is launched of which the blocks with the same x form a cluster."""
+    config, cluster = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
+    config.gridDimX, config.gridDimY, config.gridDimZ = *grid, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = *block, 1
+    config.sharedMemBytes = shared_bytes
+    cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    shape = cluster.value.clusterDim
+    shape.x, shape.y, shape.z = 1, grid[1], 1
+    config.attrs, config.numAttrs = [cluster], 1
+    return config
 
 
 class Launch:
@@ -207,7 +249,14 @@ class Launch:
     elements, their size, address, shape and strides in bytes.
     """
 
-    def __init__(self, handle: Any, arrays: tuple[Any, ...], numbers: int, together: bool) -> None:
+    def __init__(
+        self,
+        handle: Any,
+        arrays: tuple[Any, ...],
+        numbers: int,
+        launch: Callable[..., None],
+        shared_bytes: int,
+    ) -> None:
         words: list[int] = []
         for array in arrays:
             words += (0, 0, array.size, array.itemsize, array.data.ptr)
@@ -215,7 +264,7 @@ class Launch:
             words += array.strides
         count = len(words) + numbers
         self._handle, self._arrays, self._numbers = handle, arrays, numbers
-        self._together = together
+        self._launch, self._shared_bytes = launch, shared_bytes
         self._words = (ctypes.c_int64 * count)(*words)
         start = ctypes.addressof(self._words)
         self._pointers = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
@@ -228,8 +277,25 @@ class Launch:
             raise TypeError(f"expected {self._numbers} numbers, got {numbers}")
         self._words[self._first :] = list(numbers)
         where = ctypes.addressof(self._pointers)
-        how = (self._handle, *grid, 1, *block, 1, 0, stream or _LEGACY_STREAM, where)
-        if self._together:
-            _checked(driver.cuLaunchCooperativeKernel(*how))
-        else:
-            _checked(driver.cuLaunchKernel(*how, 0))
+        self._launch(self._handle, grid, block, self._shared_bytes, stream or _LEGACY_STREAM, where)
+
+
+# Launches of a kernel: grid, block, bytes of shared memory, stream, address of the arguments'.
+
+
+def _apart(handle: Any, grid: Any, block: Any, shared: int, stream: int, where: int) -> None:
+    """Blocks run when there is room for them."""
+    _checked(driver.cuLaunchKernel(handle, *grid, 1, *block, 1, shared, stream, where, 0))
+
+
+def _together(handle: Any, grid: Any, block: Any, shared: int, stream: int, where: int) -> None:
+    """All blocks run at the same time, or it is an error."""
+    how = (*grid, 1, *block, 1, shared, stream, where)
+    _checked(driver.cuLaunchCooperativeKernel(handle, *how))
+
+
+def _in_clusters(handle: Any, grid: Any, block: Any, shared: int, stream: int, where: int) -> None:
+    """Blocks with the same x run at the same time, when there is room for them."""
+    config = _cluster_config(grid, block, shared)
+    config.hStream = driver.CUstream(stream)
+    _checked(driver.cuLaunchKernelEx(config, handle, where, 0))

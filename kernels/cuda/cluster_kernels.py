@@ -1,0 +1,218 @@
+"""Whole blocks of time steps in one launch, by clusters of blocks and their tensor cores.
+
+A cluster takes eight rows through the steps by itself; each block has some of the units, and at
+every step writes what it has computed of them into the shared memory of all the others, rounded to
+the numbers that are multiplied: `tensor_product`. Thread (row, unit) has the equations of one row
+and unit, and keeps its state in registers, as float32. For cells of one phase whose operand is h.
+
+The vectors of a step are written while others may still read those of the step before, so there are
+two places, used in turns. One barrier of the cluster a step is enough: nobody writes the vectors of
+step s + 2 before all have passed that of step s + 1, thus read those of step s. Where there is room
+for one place only, all wait once more a step, until it has been read. The hardware runs the blocks
+of a cluster at the same time or not at all, so none waits for one that is not there.
+"""
+
+from collections.abc import Callable
+
+from numba import cuda
+from numba.cuda import types
+from numba.cuda.extending import register_jitable
+
+from ..cells import Cell
+from ..plan import phase_plans
+from ..primitives import zero_like
+from .groups import make_load, make_store, make_zeros
+from .intrinsics import arrive_at_cluster, wait_for_cluster
+from .pointwise import make_inputs, make_pre_activations, time_index
+from .tensor_product import ROWS, TensorTile, make_gather, make_send, make_tensor_product
+
+
+def make_clear(tile: TensorTile) -> Callable[..., None]:
+    """Build what fills a block's vectors with zeros, of which the padding keeps its own."""
+    first, end, threads = tile.first_vector, tile.words, tile.threads
+
+    def clear(words):
+        # words: flat, shared
+        at = first + cuda.threadIdx.x
+        while at < end:
+            words[at] = 0
+            at += threads
+
+    return register_jitable(clear)
+
+
+def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
+    """Build the kernel that takes all rows through some steps, forward."""
+    H, units = tile.H, tile.units
+    states = len(cell.states)
+    inputs, pre_activations = make_inputs(cell, 0), make_pre_activations(cell, 0)
+    load_state, store_state = make_load(range(states)), make_store(range(states))
+    store_values = make_store(range(cell.num_values))
+    no_inputs, no_state = make_zeros(phase_plans(cell)[0].inputs), make_zeros(states)
+    no_values = make_zeros(cell.num_values)
+    equations = register_jitable(cell.phases[0].forward)
+    load_weights, multiply = make_tensor_product(tile, by_columns=False)
+    clear, send, gather = make_clear(tile), make_send(tile), make_gather(tile)
+    sums_shape, weights_shape, total_shape = tile.sums, (tile.held, 8), (tile.gates, 4)
+
+    def cluster_forward(
+        x_sums,  # (packed rows of these steps, input gates, H): W x
+        weight_hh,  # (recurrent gates * H, H)
+        bias_ih,  # (1, input gates, H)
+        bias_hh,  # (1, recurrent gates, H)
+        state,  # (N, states, H), updated
+        values,  # (packed rows, values, H), written if `keep`
+        y_out,  # (N, T, H), any strides; written
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        first_step,
+        last_step,
+        reverse,  # whether rows are walked from their last step
+        keep,
+    ):
+        thread = cuda.threadIdx.x
+        line, own = thread // units, thread % units
+        first_row, first_unit = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * units
+        row, unit = first_row + line, first_unit + own
+        words = cuda.shared.array(0, types.uint32, 16)
+        sums = cuda.shared.array(sums_shape, types.float32)
+        weights = cuda.local.array(weights_shape, types.uint32)
+        total = cuda.local.array(total_shape, types.float32)
+
+        zero = zero_like(bias_ih[0, 0, 0])
+        load_weights(weight_hh, first_unit, thread, weights, words, zero)
+        clear(words)
+        mine = row < order.shape[0] and unit < H
+        # The tile's first row is its longest.
+        end = min(last_step, lengths[first_row])
+        own_end = min(last_step, lengths[row]) if mine else first_step
+        n = order[row] if mine else 0
+        members, x_part, new = no_state(zero), no_inputs(zero), no_values(zero)
+        if mine:
+            members = load_state(state, row, unit)
+        if first_step < own_end:
+            x_part = inputs(x_sums, row, bias_ih, unit)
+        # Before all have arrived, some may not be there, or not have cleared their vectors.
+        arrive_at_cluster()
+        wait_for_cluster()
+        if first_step < own_end:
+            send(words, first_step, line, unit, members)
+        arrive_at_cluster()
+        wait_for_cluster()
+        step = first_step
+        while step < end:
+            multiply(weights, words, thread, step, total, sums, zero)
+            cuda.syncthreads()
+            if step < own_end:
+                gather(sums, line, own)
+                a = pre_activations(x_part, sums, line, own, bias_hh, unit)
+                members, new = equations(a, members, ())
+                if step + 1 < own_end:
+                    send(words, step + 1, line, unit, members)
+            arrive_at_cluster()
+            if step < own_end:  # what the others need not wait for
+                y_out[n, time_index(step, lengths[row], reverse), unit] = members[0]
+                if keep:
+                    store_values(values, offset[step] + row, unit, new)
+                if step + 1 < own_end:
+                    x_row = offset[step + 1] - offset[first_step] + row
+                    x_part = inputs(x_sums, x_row, bias_ih, unit)
+            wait_for_cluster()
+            step += 1
+        if mine:
+            store_state(state, row, unit, members)
+
+    return cluster_forward
+
+
+def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
+    """Build the kernel that takes all rows through some steps, backward."""
+    part_plan, pre = phase_plans(cell)[0], cell.pre_activations
+    H, units = tile.H, tile.units
+    states, num_values = len(cell.states), cell.num_values
+    split = part_plan.blocks - part_plan.recurrents
+    store_ih = make_store([cell.input_gates.index(p.gate) for p in pre[: part_plan.inputs]])
+    store_hh = make_store(range(tile.gates))
+    load_state, store_state = make_load(range(states)), make_store(range(states))
+    load_values = make_load(range(num_values))
+    no_state, no_values = make_zeros(states), make_zeros(num_values)
+    no_gradients = make_zeros(part_plan.blocks)
+    equations = register_jitable(cell.phases[0].backward)
+    load_weights, multiply = make_tensor_product(tile, by_columns=True)
+    clear, send, gather = make_clear(tile), make_send(tile), make_gather(tile)
+    sums_shape, weights_shape, total_shape = tile.sums, (tile.held, 8), (tile.gates, 4)
+    one_place = tile.places == 1
+
+    def cluster_backward(
+        h_before,  # (packed rows of these steps, 1, H): h before each step
+        weight_hh,  # (recurrent gates * H, H)
+        values,  # (packed rows, values, H)
+        dy,  # (N, T, H), any strides; read where valid, if `has_dy`
+        dstate,  # (N, states, H): gradient of the state after the steps; becomes that before them
+        d_ih,  # (packed rows of these steps, input gates, H): gradients of W x + b; written
+        d_hh,  # (packed rows of these steps, recurrent gates, H): of U h + b; written
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        first_step,
+        last_step,
+        reverse,  # whether rows were walked from their last step
+        has_dy,
+    ):
+        thread = cuda.threadIdx.x
+        line, own = thread // units, thread % units
+        first_row, first_unit = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * units
+        row, unit = first_row + line, first_unit + own
+        words = cuda.shared.array(0, types.uint32, 16)
+        sums = cuda.shared.array(sums_shape, types.float32)
+        weights = cuda.local.array(weights_shape, types.uint32)
+        total = cuda.local.array(total_shape, types.float32)
+
+        zero = zero_like(weight_hh[0, 0])
+        load_weights(weight_hh, first_unit, thread, weights, words, zero)
+        clear(words)
+        mine = row < order.shape[0] and unit < H
+        own_end = min(last_step, lengths[row]) if mine else first_step
+        n = order[row] if mine else 0
+        members, da = no_state(zero), no_gradients(zero)
+        saved, h, packed = no_values(zero), zero, 0
+        if mine:
+            members = load_state(dstate, row, unit)
+        # Before all have arrived, some may not be there, or not have cleared their vectors.
+        arrive_at_cluster()
+        if not one_place:
+            wait_for_cluster()
+        step = min(last_step, lengths[first_row]) - 1
+        while step >= first_step:
+            if step < own_end:
+                packed = offset[step] - offset[first_step] + row
+                h = h_before[packed, 0, unit]
+                saved = load_values(values, offset[step] + row, unit)
+                if has_dy:
+                    d = dy[n, time_index(step, lengths[row], reverse), unit]
+                    members = (members[0] + d,) + members[1:]
+                da, members, _ = equations(h, saved, members, no_values(zero))
+            if one_place:
+                wait_for_cluster()
+            if step < own_end:
+                send(words, step, line, unit, da[split:])
+            arrive_at_cluster()
+            if step < own_end:  # what the others need not wait for
+                store_ih(d_ih, packed, unit, da)
+                store_hh(d_hh, packed, unit, da[split:])
+            wait_for_cluster()
+            multiply(weights, words, thread, step, total, sums, zero)
+            cuda.syncthreads()
+            if one_place:
+                arrive_at_cluster()
+            if step < own_end:
+                gather(sums, line, own)
+                members = (members[0] + sums[line, 0, own],) + members[1:]
+            step -= 1
+        if one_place:
+            wait_for_cluster()
+        if mine:
+            store_state(dstate, row, unit, members)
+
+    return cluster_backward

@@ -1,0 +1,323 @@
+"""Products of rows with recurrent weights on tensor cores, by the warps of a block.
+
+A block multiplies its own units' weights with the vectors of eight rows. A warp has a tile of 16
+units, of all gates, and a quarter of what they are multiplied with: its weights lie in registers,
+and those that do not fit there in shared memory; the quarters are summed through shared memory.
+
+Tensor cores take words (see `intrinsics`), eight of each row of a tile at once. Which eight is free
+where weights and vectors agree on it: a lane's four words of two products are neighbours here, so
+that it loads them at once.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numba.cuda.extending import register_jitable
+
+from .intrinsics import (
+    load_words,
+    multiply_bf16,
+    multiply_tf32,
+    one_tf32,
+    put_bf16,
+    put_tf32,
+    two_bf16,
+)
+
+ROWS = 8  # of a tile
+PARTS = 4  # of the vectors, each of other warps
+UNITS = 16  # of a warp
+LANES = 32
+_AT_ONCE = 16  # words of a row in two products
+_A_LANE = 8  # words of the weights in two products
+# Words of weights in a thread's registers, of which it has 255 with up to 256 threads a block: with
+# 128, the LSTM spills at H = 512. The tests look for spills in the machine code.
+_MOST_HELD = 104
+
+
+def _pair_of_bf16(weight_at, weight_hh, gate, unit, word, zero):
+    return two_bf16(
+        weight_at(weight_hh, gate, unit, 2 * word, zero),
+        weight_at(weight_hh, gate, unit, 2 * word + 1, zero),
+    )
+
+
+def _one_of_tf32(weight_at, weight_hh, gate, unit, word, zero):
+    return one_tf32(weight_at(weight_hh, gate, unit, word, zero))
+
+
+class Numbers(NamedTuple):
+    """How a precision's numbers are rounded, sent and multiplied."""
+
+    a_word: int
+    word: Callable[..., Any]
+    put: Callable[..., None]
+    multiply: Callable[..., Any]
+
+
+NUMBERS = {
+    "bf16": Numbers(2, register_jitable(_pair_of_bf16), put_bf16, multiply_bf16),
+    "tf32": Numbers(1, register_jitable(_one_of_tf32), put_tf32, multiply_tf32),
+}
+
+
+class TensorTile(NamedTuple):
+    """How blocks of threads share the work of eight rows."""
+
+    H: int
+    precision: str
+    gates: int
+    vectors: int  # of a row: h, or gradients by gate
+    blocks: int  # of a cluster
+    units: int  # of a block
+    places: int  # for vectors: two, used in turns, or one
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: a lane for each row and unit."""
+        return ROWS * self.units
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of products of a part."""
+        return -(-self.H // (NUMBERS[self.precision].a_word * PARTS * _AT_ONCE))
+
+    @property
+    def held(self) -> int:
+        """Those of all gates' whose weights are in registers, gate by gate of the first pairs."""
+        return min(self.pairs * self.gates, _MOST_HELD // _A_LANE)
+
+    @property
+    def stride(self) -> int:
+        """Words from vector to vector.
+
+        Lanes of eight rows load at once: the rows' distance is an odd multiple of half the banks of
+        shared memory.
+        """
+        words = PARTS * self.pairs * _AT_ONCE
+        return next(n for n in itertools.count(words, 4) if n * self.vectors % 32 == 16)
+
+    @property
+    def first_vector(self) -> int:
+        """The first word of the vectors: before them are weights."""
+        warps = self.threads // LANES
+        return warps * (self.pairs * self.gates - self.held) * _A_LANE * LANES
+
+    @property
+    def words(self) -> int:
+        """Words of shared memory: weights and vectors."""
+        return self.first_vector + self.places * ROWS * self.vectors * self.stride
+
+    @property
+    def sums(self) -> tuple[int, int, int]:
+        """Shape of the sums, (parts * rows, gates, units and padding).
+
+        A warp's lanes write the sums of eight units in every other row at once: each of them in
+        another bank.
+        """
+        gates = self.gates if self.vectors == 1 else 1
+        width = next(n for n in itertools.count(self.units) if n * gates % 16 in (4, 12))
+        return PARTS * ROWS, gates, width
+
+
+def make_place(tile: TensorTile) -> Callable[..., Any]:
+    """Build ``place(step, row, vector)``: the first word of a vector of a row."""
+    vectors, stride, first, places = tile.vectors, tile.stride, tile.first_vector, tile.places
+
+    def place(step, row, vector):
+        return first + ((step % places * ROWS + row) * vectors + vector) * stride
+
+    return register_jitable(place)
+
+
+def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
+    """Build what loads a warp's weights, and what multiplies them.
+
+    By rows: sums[part, row, gate, unit] = sum over k of U[gate, unit, k] * vectors[row, 0, k].
+    By columns: sums[part, row, 0, unit] = sum over gates and k of U[gate, k, unit] *
+    vectors[row, gate, k]. Both over the k of the part. Weights are loaded for units of the cell;
+    sums are of the block's units.
+    """
+    H, gates, pairs, held = tile.H, tile.gates, tile.pairs, tile.held
+    kept, part_words, tiles = pairs * gates - held, pairs * _AT_ONCE, tile.units // UNITS
+    _, word_of, _, multiply_tiles = NUMBERS[tile.precision]
+    place = make_place(tile)
+
+    if by_columns:
+
+        def weight(weight_hh, gate, unit, k, zero):
+            return weight_hh[gate * H + k, unit] if unit < H and k < H else zero
+
+    else:
+
+        def weight(weight_hh, gate, unit, k, zero):
+            return weight_hh[gate * H + unit, k] if unit < H and k < H else zero
+
+    weight_at = register_jitable(weight)
+
+    def a_word(weight_hh, first_unit, thread, product, number, zero):
+        # The numbers of a lane's words: unit and unit + 8 of the first word, of the second, ...
+        pair, gate = product // gates, product % gates
+        warp, lane = thread // LANES, thread % LANES
+        unit = first_unit + warp % tiles * UNITS + lane // 4 + number % 2 * 8
+        word = warp // tiles * part_words + pair * _AT_ONCE + lane % 4 * 4 + number // 2
+        return word_of(weight_at, weight_hh, gate, unit, word, zero)
+
+    def kept_place(thread, product, half):
+        # Neighbouring lanes load four neighbouring words each.
+        number = thread // LANES * kept + product - held
+        return ((number * 2 + half) * LANES + thread % LANES) * 4
+
+    load_word, place_of = register_jitable(a_word), register_jitable(kept_place)
+
+    def make_hold(count: int) -> Callable[..., None]:
+        """Build what loads so many words into registers.
+
+        Written out: LLVM does not unroll such a loop, and without that an array is in memory.
+        """
+        if count == 1:
+
+            def hold(at, weight_hh, first_unit, thread, weights, zero):
+                weights[at // _A_LANE, at % _A_LANE] = load_word(
+                    weight_hh, first_unit, thread, at // _A_LANE, at % _A_LANE, zero
+                )
+
+        else:
+            half = count // 2
+            first, second = make_hold(half), make_hold(count - half)
+
+            def hold(at, weight_hh, first_unit, thread, weights, zero):
+                first(at, weight_hh, first_unit, thread, weights, zero)
+                second(at + half, weight_hh, first_unit, thread, weights, zero)
+
+        return register_jitable(forceinline=True)(hold)
+
+    hold_all = make_hold(held * _A_LANE)
+
+    def load(weight_hh, first_unit, thread, weights, words, zero):
+        # weight_hh: (gates * H, H); weights: (held, 8), of the thread; words: flat, shared
+        hold_all(0, weight_hh, first_unit, thread, weights, zero)
+        for product in range(held, pairs * gates):
+            for number in range(_A_LANE):
+                words[place_of(thread, product, number // 4) + number % 4] = load_word(
+                    weight_hh, first_unit, thread, product, number, zero
+                )
+
+    def add(low, high, b, total, gate):
+        # low, high: a lane's words of the weights; b: of the vectors; total: (gates, 4)
+        c = total[gate, 0], total[gate, 1], total[gate, 2], total[gate, 3]
+        c = multiply_tiles(low, b[:2], c)
+        c = multiply_tiles(high, b[2:], c)
+        total[gate, 0], total[gate, 1], total[gate, 2], total[gate, 3] = c
+
+    add_products = register_jitable(add)
+
+    def add_held(weights, words, thread, step, product, total):
+        w, gate = weights[product], product % gates
+        b = load_words(words, vector_place(thread, step, gate, product // gates))
+        add_products((w[0], w[1], w[2], w[3]), (w[4], w[5], w[6], w[7]), b, total, gate)
+
+    def add_kept(words, thread, step, product, total, gate):
+        b = load_words(words, vector_place(thread, step, gate, product // gates))
+        low = load_words(words, place_of(thread, product, 0))
+        high = load_words(words, place_of(thread, product, 1))
+        add_products(low, high, b, total, gate)
+
+    from_registers, from_memory = register_jitable(add_held), register_jitable(add_kept)
+    whole = -(-held // gates) * gates
+
+    def add_all(weights, words, thread, step, total):
+        for product in range(held):
+            from_registers(weights, words, thread, step, product, total)
+        for product in range(held, whole):
+            from_memory(words, thread, step, product, total, product % gates)
+        for first in range(whole, pairs * gates, gates):
+            for gate in range(gates):
+                from_memory(words, thread, step, first + gate, total, gate)
+
+    def vector_at(thread, step, vector, pair):
+        warp, lane = thread // LANES, thread % LANES
+        word = warp // tiles * part_words + pair * _AT_ONCE + lane % 4 * 4
+        return place(step, lane // 4, vector) + word
+
+    if by_columns:
+        vector_place = register_jitable(vector_at)
+
+        def store(sums, part, row, unit, total, number):
+            all_gates = total[0, number]
+            for gate in range(1, gates):
+                all_gates += total[gate, number]
+            sums[part * ROWS + row, 0, unit] = all_gates
+
+    else:
+
+        def only_vector_at(thread, step, gate, pair):
+            return first_vector_place(thread, step, 0, pair)
+
+        first_vector_place = register_jitable(vector_at)
+        vector_place = register_jitable(only_vector_at)
+
+        def store(sums, part, row, unit, total, number):
+            for gate in range(gates):
+                sums[part * ROWS + row, gate, unit] = total[gate, number]
+
+    multiply_all, store_sums = register_jitable(add_all), register_jitable(store)
+
+    def multiply(weights, words, thread, step, total, sums, zero):
+        # total: (gates, 4), of the thread
+        for gate in range(gates):
+            for number in range(4):
+                total[gate, number] = zero
+        multiply_all(weights, words, thread, step, total)
+        warp, lane = thread // LANES, thread % LANES
+        for number in range(4):
+            row, unit = (
+                lane % 4 * 2 + number % 2,
+                warp % tiles * UNITS + lane // 4 + number // 2 * 8,
+            )
+            store_sums(sums, warp // tiles, row, unit, total, number)
+
+    return register_jitable(load), register_jitable(multiply)
+
+
+def make_gather(tile: TensorTile) -> Callable[..., None]:
+    """Build what sums the parts of one row and unit, into those of the first part."""
+    gates = tile.sums[1]
+
+    def gather(sums, row, unit):
+        # sums: see `TensorTile.sums`
+        for gate in range(gates):
+            total = sums[row, gate, unit]
+            for part in range(1, PARTS):
+                total += sums[part * ROWS + row, gate, unit]
+            sums[row, gate, unit] = total
+
+    return register_jitable(gather)
+
+
+def make_send(tile: TensorTile) -> Callable[..., None]:
+    """Build what gives a row's values of one unit, a tuple, to all blocks of the cluster."""
+    _, _, put, _ = NUMBERS[tile.precision]
+    a_word, blocks = NUMBERS[tile.precision].a_word, tile.blocks
+    place = make_place(tile)
+
+    def make(vectors: int) -> Callable[..., None]:
+        if vectors == 0:
+
+            def send(words, step, row, unit, group):
+                return
+
+        else:
+            before, last = make(vectors - 1), vectors - 1
+
+            def send(words, step, row, unit, group):
+                # words: flat, shared
+                before(words, step, row, unit, group)
+                at = place(step, row, last) * a_word + unit
+                for rank in range(blocks):
+                    put(words, at, rank, group[last])
+
+        return register_jitable(send)
+
+    return make(tile.vectors)
