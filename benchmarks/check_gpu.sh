@@ -26,10 +26,10 @@ export FASTGRU_TEST_PLAIN_MEMORY=1
 if command -v compute-sanitizer >/dev/null; then
     part memcheck 80 compute-sanitizer --tool memcheck --error-exitcode 1 \
         python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
-        -k 'test_any_strides or test_padding or (test_resident or test_exchange or test_graphs) and not same_bits'
+        -k 'test_any_strides or test_padding or (test_resident or test_exchange or test_graphs or test_clusters) and not same_bits'
     part racecheck 50 compute-sanitizer --tool racecheck --error-exitcode 1 \
         python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
-        -k '(test_resident or test_exchange) and not same_bits'
+        -k '(test_resident or test_exchange or test_clusters) and not same_bits'
 else
     echo "memcheck, racecheck: compute-sanitizer is not on the PATH"
     failed=1

@@ -232,13 +232,18 @@ class Cuda:
         self.threadIdx = Thread(self.blockIdx, 0, 0, [Warp()], 0)
         self._main = greenlet.getcurrent()
 
+    def _rest(self, why: str) -> None:
+        """Let other threads run."""
+        assert greenlet.getcurrent() is not self._main, "a thread waits that runs by itself"
+        self._main.switch(why)
+
     def syncthreads(self) -> None:
         """Wait for all threads of the block."""
-        self._main.switch("barrier")
+        self._rest("barrier")
 
     def nanosleep(self, nanoseconds: int) -> None:
         """Let others run: what is waited for is not there yet."""
-        self._main.switch("asleep")
+        self._rest("asleep")
 
     def of_warp(self, function: Callable[[list[Any]], Any], mine: Any) -> tuple[Any, ...]:
         """What this thread gets of what the warp's threads give."""
@@ -251,7 +256,7 @@ class Cuda:
             meeting.found = function(given)
             thread.warp[0] = Warp()
         while not len(meeting.found):
-            self._main.switch("asleep")
+            self._rest("asleep")
         return tuple(meeting.found[thread.lane])
 
     def arrive_at_cluster(self) -> None:
@@ -268,7 +273,7 @@ class Cuda:
         thread, cluster = self.threadIdx, self.blockIdx.cluster
         assert thread.awaited is not None, "a thread waits and has not arrived"
         while cluster.phase == thread.awaited:
-            self._main.switch("asleep")
+            self._rest("asleep")
         thread.awaited = None
 
     def shared_by(self, array: Any, rank: int) -> Any:
@@ -390,7 +395,7 @@ class Launch:
             for module in (cluster_kernels, exchange_kernels, pointwise, resident_kernels, rows):
                 patch.setattr(module, "cuda", cuda)
             patch.setattr(intrinsics, "acted_out", cuda)
-            waits = "syncthreads" in function.__code__.co_names
+            waits = not {"syncthreads", "arrive_at_cluster"}.isdisjoint(function.__code__.co_names)
             together = kernel._launch is launch._together
             call = functools.partial(function, *self.arrays, *numbers)
             cuda.run(call, waits, together, kernel._cluster)

@@ -516,7 +516,7 @@ def clusters(monkeypatch: pytest.MonkeyPatch, cupy: Library) -> Iterator[Library
     cluster._kernels.cache_clear()
 
 
-# Acted out: a block alone, two, and four of which the last has no units.
+# Acted out: a block alone, two, and three.
 CLUSTERED = {"simulated cupy": (13, 24, 40), "cupy": (32, 200, 512)}
 
 
@@ -575,7 +575,7 @@ def test_clusters_with_little_room(
     from fastgru.kernels.cuda import cluster, recurrence, tensor_product
 
     # Products of one pair, and of two; how many have their weights in registers.
-    H, units, pairs, held = {"bf16": (24, 16, 1, 2), "tf32": (72, 48, 2, 5)}[precision]
+    H, units, pairs, held = {"bf16": (24, 16, 1, 2), "tf32": (104, 48, 2, 2)}[precision]
     if clusters.name == "cupy":
         H = 512
     else:
@@ -1161,7 +1161,7 @@ def test_launches(asked: dict[str, list[Any]]) -> None:
     assert not asked["cuLaunchKernelEx"]
 
 
-@pytest.mark.parametrize(("blocks", "shared", "count"), [(2, 1000, 0), (8, 50_000, 1), (16, 9, 1)])
+@pytest.mark.parametrize(("blocks", "shared", "count"), [(2, 0, 0), (8, 5000, 1), (16, 5000, 2)])
 def test_launches_of_clusters(
     blocks: int, shared: int, count: int, asked: dict[str, list[Any]]
 ) -> None:
@@ -1171,7 +1171,7 @@ def test_launches_of_clusters(
     kernel, device = launched_kernel((5, blocks), 0, cluster=blocks, shared_bytes=shared)
     assert kernel.clusters_at_once(device) == 7
     allowed = {
-        driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: 50_000,
+        driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: shared,
         driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: 1,
     }
     assert len(asked["cuFuncSetAttribute"]) == count

@@ -39,15 +39,13 @@ def _fits(tile: TensorTile) -> bool:
 
 
 def tiles_for(cell: Cell, H: int, dtype: np.dtype[Any], precision: str | None) -> _Tiles | None:
-    """Tiles with as few blocks as have few units each; None if there are none."""
+    """Tiles with as few blocks as the units of one allow; None if there are none."""
     if precision not in NUMBERS or not has_one_product(cell, dtype):
         return None
-    blocks = 1
-    while -(-H // (blocks * UNITS)) * UNITS > _MOST_UNITS:
-        blocks *= 2
+    blocks, gates = -(-H // _MOST_UNITS), len(cell.recurrent_gates)
     if blocks > _MOST_BLOCKS:
         return None
-    units, gates = -(-H // (blocks * UNITS)) * UNITS, len(cell.recurrent_gates)
+    units = -(-H // (blocks * UNITS)) * UNITS
 
     def tile(vectors: int, *places: int) -> TensorTile | None:
         sizes = H, precision, gates, vectors, blocks, units

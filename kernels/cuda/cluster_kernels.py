@@ -10,6 +10,10 @@ two places, used in turns. One barrier of the cluster a step is enough: nobody w
 step s + 2 before all have passed that of step s + 1, thus read those of step s. Where there is room
 for one place only, all wait once more a step, until it has been read. The hardware runs the blocks
 of a cluster at the same time or not at all, so none waits for one that is not there.
+
+Arriving takes until all that the thread has written is there, in global memory too, and after the
+barrier the first-level cache is empty. So a step writes its results after it has arrived, and asks
+then for what the next step needs of global memory: both have the time of a product.
 """
 
 from collections.abc import Callable
@@ -54,6 +58,7 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
     load_weights, multiply = make_tensor_product(tile, by_columns=False)
     clear, send, gather = make_clear(tile), make_send(tile), make_gather(tile)
     sums_shape, weights_shape, total_shape = tile.sums, (tile.held, 8), (tile.gates, 4)
+    gates, bias_shape = tile.gates, (1, tile.gates, 1)
 
     def cluster_forward(
         x_sums,  # (packed rows of these steps, input gates, H): W x
@@ -79,8 +84,11 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
         sums = cuda.shared.array(sums_shape, types.float32)
         weights = cuda.local.array(weights_shape, types.uint32)
         total = cuda.local.array(total_shape, types.float32)
+        bias = cuda.local.array(bias_shape, types.float32)
 
         zero = zero_like(bias_ih[0, 0, 0])
+        for gate in range(gates):
+            bias[0, gate, 0] = bias_hh[0, gate, unit] if unit < H else zero
         load_weights(weight_hh, first_unit, thread, weights, words, zero)
         clear(words)
         mine = row < order.shape[0] and unit < H
@@ -106,12 +114,12 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
             cuda.syncthreads()
             if step < own_end:
                 gather(sums, line, own)
-                a = pre_activations(x_part, sums, line, own, bias_hh, unit)
+                a = pre_activations(x_part, sums, line, own, bias, 0)
                 members, new = equations(a, members, ())
                 if step + 1 < own_end:
                     send(words, step + 1, line, unit, members)
             arrive_at_cluster()
-            if step < own_end:  # what the others need not wait for
+            if step < own_end:
                 y_out[n, time_index(step, lengths[row], reverse), unit] = members[0]
                 if keep:
                     store_values(values, offset[step] + row, unit, new)
@@ -144,6 +152,16 @@ def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
     sums_shape, weights_shape, total_shape = tile.sums, (tile.held, 8), (tile.gates, 4)
     one_place = tile.places == 1
 
+    def load(
+        h_before, values, dy, offset, first_step, step, row, n, length, unit, reverse, has_dy, zero
+    ):  # fmt: skip
+        packed = offset[step] - offset[first_step] + row
+        d = dy[n, time_index(step, length, reverse), unit] if has_dy else zero
+        saved = load_values(values, offset[step] + row, unit)
+        return packed, h_before[packed, 0, unit], saved, d
+
+    load_step = register_jitable(load)
+
     def cluster_backward(
         h_before,  # (packed rows of these steps, 1, H): h before each step
         weight_hh,  # (recurrent gates * H, H)
@@ -173,10 +191,11 @@ def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
         load_weights(weight_hh, first_unit, thread, weights, words, zero)
         clear(words)
         mine = row < order.shape[0] and unit < H
-        own_end = min(last_step, lengths[row]) if mine else first_step
+        length = lengths[row] if mine else 0
+        own_end = min(last_step, length)
         n = order[row] if mine else 0
         members, da = no_state(zero), no_gradients(zero)
-        saved, h, packed = no_values(zero), zero, 0
+        saved, h, d, packed = no_values(zero), zero, zero, 0
         if mine:
             members = load_state(dstate, row, unit)
         # Before all have arrived, some may not be there, or not have cleared their vectors.
@@ -184,23 +203,28 @@ def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
         if not one_place:
             wait_for_cluster()
         step = min(last_step, lengths[first_row]) - 1
+        if first_step <= step < own_end:
+            packed, h, saved, d = load_step(
+                h_before, values, dy, offset, first_step, step, row, n,
+                length, unit, reverse, has_dy, zero,
+            )  # fmt: skip
         while step >= first_step:
             if step < own_end:
-                packed = offset[step] - offset[first_step] + row
-                h = h_before[packed, 0, unit]
-                saved = load_values(values, offset[step] + row, unit)
-                if has_dy:
-                    d = dy[n, time_index(step, lengths[row], reverse), unit]
-                    members = (members[0] + d,) + members[1:]
+                members = (members[0] + d,) + members[1:]
                 da, members, _ = equations(h, saved, members, no_values(zero))
             if one_place:
                 wait_for_cluster()
             if step < own_end:
                 send(words, step, line, unit, da[split:])
             arrive_at_cluster()
-            if step < own_end:  # what the others need not wait for
+            if step < own_end:
                 store_ih(d_ih, packed, unit, da)
                 store_hh(d_hh, packed, unit, da[split:])
+            if first_step < step <= own_end:
+                packed, h, saved, d = load_step(
+                    h_before, values, dy, offset, first_step, step - 1, row, n,
+                    length, unit, reverse, has_dy, zero,
+                )  # fmt: skip
             wait_for_cluster()
             multiply(weights, words, thread, step, total, sums, zero)
             cuda.syncthreads()

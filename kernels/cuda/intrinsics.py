@@ -2,7 +2,7 @@
 
 Each is a plain Python function with a version for the GPU beside it, so that kernels run unchanged
 as Python, where a test wants to see what every thread does. Beside each stands what it becomes in
-the machine code (SASS) of sm_80 and sm_90.
+the machine code (SASS) of sm_80 and sm_90, those of clusters of sm_90 alone.
 """
 
 import math
@@ -43,7 +43,8 @@ def _four_at(context: Any, builder: Any, address: Any, result: Any) -> Any:
 def _void(builder: Any, text: str, constraints: str, *operands: Any) -> None:
     """Instructions without a result, which keep their place among others that touch memory."""
     kind = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
-    builder.call(ir.InlineAsm(kind, text, f"{constraints}~{{memory}}", side_effect=True), operands)
+    assembly = ir.InlineAsm(kind, text, f"{constraints}~{{memory}}", side_effect=True)
+    builder.call(assembly, operands, attrs=("convergent",))
 
 
 @overload(primitives.one_like)
@@ -171,12 +172,18 @@ acted_out: Any = None
 
 
 def arrive_at_cluster():
-    """Tell the cluster that what this thread has written before is written: UCGABAR_ARV."""
+    """Tell the cluster that all that this thread has written is there: MEMBAR.ALL.GPU, UCGABAR_ARV.
+
+    It waits until that is so, for global memory too.
+    """
     acted_out.arrive_at_cluster()
 
 
 def wait_for_cluster():
-    """Wait until all threads of the cluster have arrived: UCGABAR_WAIT."""
+    """Wait until all threads of the cluster have arrived: UCGABAR_WAIT, CCTL.IVALL.
+
+    The latter empties the first-level cache of global memory.
+    """
     acted_out.wait_for_cluster()
 
 
@@ -365,7 +372,9 @@ def _multiply(shape: str, kind: str) -> Any:
             operands = [part for arg in args for part in cgutils.unpack_tuple(builder, arg)]
             four = ir.LiteralStructType([ir.FloatType()] * 4)
             called = ir.FunctionType(four, [operand.type for operand in operands])
-            found = builder.call(ir.InlineAsm(called, text, constraints), operands)
+            # All threads of the warp together: not to be moved into a branch.
+            assembly = ir.InlineAsm(called, text, constraints)
+            found = builder.call(assembly, operands, attrs=("convergent",))
             parts = [builder.extract_value(found, number) for number in range(4)]
             return context.make_tuple(builder, sig.return_type, parts)
 

@@ -39,7 +39,6 @@ _NUMBERS = (
     "rows", "step", "first_step", "last_step", "reverse", "keep", "has_dy", "layer", "member",
     "number", "x_start", "block_start", "value_start",
 )  # fmt: skip
-_PLAIN_SHARED_BYTES = 48 * 1024  # what any kernel may have
 _PORTABLE_CLUSTER = 8  # blocks of a cluster on any GPU that has clusters
 _LEGACY_STREAM = 1  # of the driver; what its 0 means depends on the environment
 
@@ -211,7 +210,7 @@ class Kernel:
             module = _checked(driver.cuModuleLoadData(kernel.code))
             handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
             attributes = driver.CUfunction_attribute
-            if self._shared_bytes > _PLAIN_SHARED_BYTES:
+            if self._shared_bytes:  # without, 48 KiB with those of a size that the kernel knows
                 most = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 _checked(driver.cuFuncSetAttribute(handle, most, self._shared_bytes))
             if self._cluster > _PORTABLE_CLUSTER:
