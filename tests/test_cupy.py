@@ -640,12 +640,15 @@ def test_clusters_are_for_all_sizes_up_to_512(cell: str, precision: str) -> None
     pytest.importorskip("numba.cuda")
     from fastgru.kernels.cuda.cluster import tiles_for
 
+    gates = len(CELLS[cell].recurrent_gates)
     for H in (1, 16, 100, 300, 512):
         tiles = tiles_for(CELLS[cell], H, np.dtype("float32"), precision)
         assert tiles is not None
         for tile in tiles:
             assert tile.blocks * tile.units >= H
             assert tile.threads <= 256
+            words = gates * tile.units * 4 * 16 * tile.pairs  # in four parts, padded
+            assert tile.first_vector == words - 8 * tile.held * tile.threads
     assert tiles_for(CELLS[cell], 513, np.dtype("float32"), precision) is None
 
 
