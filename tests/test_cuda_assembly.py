@@ -44,12 +44,21 @@ def assembled(
 ) -> Any:
     from numba.cuda import dispatcher
 
-    from fastgru.kernels.cuda.launch import assemble
+    from fastgru.kernels.cuda import launch
 
     # Functions called by a kernel are compiled for the current device, and there is none.
     device = types.SimpleNamespace(compute_capability=capability)
     patch.setattr(dispatcher, "get_current_device", lambda: device)
-    return assemble(function, np.dtype(dtype), capability, threads)
+    real_link = launch._link
+
+    def link(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
+        # Arrays may have more than 2^31 elements: no index is a product of 32 bits.
+        assert re.search(r"\b(mul|mad)\.\w+\.[su]64\b|\bmul\.wide\.[su]32\b", ptx)
+        assert not re.search(r"\b(mul|mad)\.lo\.[su]32\b", ptx)
+        return real_link(ptx, capability)
+
+    patch.setattr(launch, "_link", link)
+    return launch.assemble(function, np.dtype(dtype), capability, threads)
 
 
 def instructions(code: bytes, folder: Path) -> list[str]:
