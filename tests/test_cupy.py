@@ -636,8 +636,7 @@ def test_what_clusters_do_not_suit(clusters: Library, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_clusters_are_for_all_sizes_up_to_512(cell: str, precision: str) -> None:
-    pytest.importorskip("numba.cuda")
+def test_clusters_are_for_all_sizes_up_to_512(cell: str, precision: str, cuda_tools: None) -> None:
     from fastgru.kernels.cuda.cluster import tiles_for
 
     gates = len(CELLS[cell].recurrent_gates)
