@@ -4,6 +4,7 @@ The matrix over cells, layers, directions and lengths is in `test_recurrence`, f
 """
 
 import collections
+import ctypes
 import subprocess
 import sys
 import types
@@ -1226,8 +1227,14 @@ def test_kernels_take_words_as_they_are_laid_out(cuda_tools: None) -> None:
     array = types.SimpleNamespace(
         size=24, itemsize=4, shape=(2, 3, 4), strides=(48, 16, 4), data=types.SimpleNamespace(ptr=7)
     )
-    words = launch.Launch(None, (array,), 2, launch._apart, 0)._words
-    assert words[:] == [0, 0, 24, 4, 7, 2, 3, 4, 48, 16, 4, 0, 0]
+    given: list[Any] = []
+    call = launch.Launch(None, (array,), 2, lambda *how: given.extend(how), 0)
+    call((1, 1), (1, 1), 0, 8, True)
+    where = (ctypes.c_void_p * 13).from_address(given[-1])
+    words = [ctypes.c_int64.from_address(address or 0).value for address in where]
+    assert words == [0, 0, 24, 4, 7, 2, 3, 4, 48, 16, 4, 8, 1]
+    with pytest.raises(TypeError, match="expected 2 numbers"):
+        call((1, 1), (1, 1), 0, 8)
 
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
