@@ -5,6 +5,7 @@ The matrix over cells, layers, directions and lengths is in `test_recurrence`, f
 
 import collections
 import ctypes
+import gc
 import subprocess
 import sys
 import types
@@ -214,6 +215,57 @@ def test_precision_of_numpy_arrays(dtype: str) -> None:
             call(x, params, precision="bf16")
     with pytest.raises(ValueError, match=message):
         fastgru.step(x[:, 0], params, precision="bf16")
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["RESIDENT", "EXCHANGE", "CLUSTER", "STEPS"])
+def test_out_of_memory(loop: str, simulated: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it ends, CuPy's error comes out, nothing is kept, and the next call is right."""
+    import cupy
+
+    from fastgru.kernels.cuda import choice
+
+    class OutOfMemoryError(MemoryError):
+        """As that of CuPy."""
+
+    room = [0, 0]  # arrays that may still be made, and that were made
+
+    def limited(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*arguments: Any) -> Any:
+            room[0], room[1] = room[0] - 1, room[1] + 1
+            if room[0] < 0:
+                raise OutOfMemoryError
+            return make(*arguments)
+
+        return made
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is cupy.ndarray for thing in gc.get_objects())
+
+    precision = "bf16" if loop == "CLUSTER" else None
+    problem = simulated.take(draw("lstm", (1, 2, 2, 3), dtype="float32"))
+    monkeypatch.setattr(choice, "CHOICES", (getattr(choice, loop), choice.STEPS))
+    for name in ("empty", "zeros", "ones", "ascontiguousarray"):
+        monkeypatch.setattr(cupy, name, limited(getattr(cupy, name)))
+
+    def call(most: int) -> Any:
+        room[:] = [most, 0]
+        x, params, h0, _, dy, dh_n = problem
+        y, h_n, saved = fastgru.forward_train(x, params, h0, precision=precision)
+        return simulated.give((y, h_n, fastgru.backward(saved, dy, dh_n)))
+
+    want = call(1000)
+    call(1000)
+    needed, before = room[1], alive()
+    assert needed > 10
+    for most in range(needed):
+        with pytest.raises(OutOfMemoryError):
+            call(most)
+    assert alive() == before
+    assert_same_bits(call(needed), want)
 
 
 # --- devices --------------------------------------------------------------------------------------
