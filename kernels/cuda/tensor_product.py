@@ -9,7 +9,6 @@ where weights and vectors agree on it: a lane's four words of two products are n
 that it loads them at once.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -93,10 +92,11 @@ class TensorTile(NamedTuple):
         """Words from vector to vector.
 
         Lanes of eight rows load at once: the rows' distance is an odd multiple of half the banks of
-        shared memory.
+        shared memory, which there is for fewer than eight vectors.
         """
         words = PARTS * self.pairs * _AT_ONCE
-        return next(n for n in itertools.count(words, 4) if n * self.vectors % 32 == 16)
+        apart = (n for n in range(words, words + 32, 4) if n * self.vectors % 32 == 16)
+        return next(apart, words)
 
     @property
     def first_vector(self) -> int:
@@ -114,11 +114,11 @@ class TensorTile(NamedTuple):
         """Shape of the sums, (parts * rows, gates, units and padding).
 
         A warp's lanes write the sums of eight units in every other row at once: each of them in
-        another bank.
+        another bank, with fewer than eight gates.
         """
         gates = self.gates if self.vectors == 1 else 1
-        width = next(n for n in itertools.count(self.units) if n * gates % 16 in (4, 12))
-        return PARTS * ROWS, gates, width
+        apart = (n for n in range(self.units, self.units + 16) if n * gates % 16 in (4, 12))
+        return PARTS * ROWS, gates, next(apart, self.units)
 
 
 def make_place(tile: TensorTile) -> Callable[..., Any]:
