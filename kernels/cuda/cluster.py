@@ -11,7 +11,15 @@ import numpy as np
 from ..cells import Cell
 from ..store import cell_digest
 from .cluster_kernels import make_cluster_backward, make_cluster_forward
-from .context import BackwardArrays, Context, ForwardArrays, Layer, Loop
+from .context import (
+    BackwardArrays,
+    Context,
+    ForwardArrays,
+    Layer,
+    Loop,
+    launches_backward,
+    launches_forward,
+)
 from .launch import Kernel
 from .product import has_one_product
 from .tensor_product import NUMBERS, ROWS, UNITS, TensorTile
@@ -97,30 +105,13 @@ def forward(context: Context, arrays: ForwardArrays) -> Loop:
     """Prepare the loop of a forward pass."""
     assert context.precision is not None
     tiles, kernel, _ = _kernels(context.cell, context.H, context.dtype, context.precision)
-    weights = arrays.weights
-    launch = kernel.bind(
-        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh, arrays.state,
-        arrays.values, arrays.y_out, *context.indices,
-    )  # fmt: skip
-    grid, block = (-(-context.N // ROWS), tiles.forward.blocks), (tiles.forward.threads, 1)
-
-    def run(first: int, last: int) -> None:
-        launch(grid, block, context.stream, first, last, context.reverse, arrays.keep)
-
-    return run
+    grid = -(-context.N // ROWS), tiles.forward.blocks
+    return launches_forward(context, arrays, kernel, grid, tiles.forward.threads)
 
 
 def backward(context: Context, arrays: BackwardArrays) -> Loop:
     """Prepare the loop of a backward pass."""
     assert context.precision is not None
     tiles, _, kernel = _kernels(context.cell, context.H, context.dtype, context.precision)
-    launch = kernel.bind(
-        context.device, arrays.h_before, arrays.weights.hh, arrays.values, arrays.dy, arrays.dstate,
-        arrays.d_ih, arrays.d_hh, *context.indices,
-    )  # fmt: skip
-    grid, block = (-(-context.N // ROWS), tiles.backward.blocks), (tiles.backward.threads, 1)
-
-    def run(first: int, last: int) -> None:
-        launch(grid, block, context.stream, first, last, context.reverse, arrays.has_dy)
-
-    return run
+    grid = -(-context.N // ROWS), tiles.backward.blocks
+    return launches_backward(context, arrays, kernel, grid, tiles.backward.threads)

@@ -23,12 +23,12 @@ from numba.cuda import types
 from numba.cuda.extending import register_jitable
 
 from ..cells import Cell
-from ..plan import phase_plans
 from ..primitives import zero_like
-from .groups import make_load, make_store, make_zeros
+from .groups import make_zeros
 from .intrinsics import arrive_at_cluster, wait_for_cluster
-from .pointwise import make_inputs, make_pre_activations, time_index
-from .tensor_product import ROWS, TensorTile, make_gather, make_send, make_tensor_product
+from .pointwise import backward_parts, forward_parts, time_index
+from .product import make_gather
+from .tensor_product import PARTS, ROWS, TensorTile, make_send, make_tensor_product
 
 
 def make_clear(tile: TensorTile) -> Callable[..., None]:
@@ -48,15 +48,12 @@ def make_clear(tile: TensorTile) -> Callable[..., None]:
 def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
     """Build the kernel that takes all rows through some steps, forward."""
     H, units = tile.H, tile.units
-    states = len(cell.states)
-    inputs, pre_activations = make_inputs(cell, 0), make_pre_activations(cell, 0)
-    load_state, store_state = make_load(range(states)), make_store(range(states))
-    store_values = make_store(range(cell.num_values))
-    no_inputs, no_state = make_zeros(phase_plans(cell)[0].inputs), make_zeros(states)
-    no_values = make_zeros(cell.num_values)
-    equations = register_jitable(cell.phases[0].forward)
+    (
+        inputs, pre_activations, load_state, store_state, store_values, no_inputs, no_state,
+        no_values, equations,
+    ) = forward_parts(cell)  # fmt: skip
     load_weights, multiply = make_tensor_product(tile, by_columns=False)
-    clear, send, gather = make_clear(tile), make_send(tile), make_gather(tile)
+    clear, send, gather = make_clear(tile), make_send(tile), make_gather(ROWS, tile.sums[1])
     sums_shape, weights_shape, total_shape = tile.sums, (tile.held, 8), (tile.gates, 4)
     gates, bias_shape = tile.gates, (1, tile.gates, 1)
 
@@ -113,7 +110,7 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
             multiply(weights, words, thread, step, total, sums, zero)
             cuda.syncthreads()
             if step < own_end:
-                gather(sums, line, own)
+                gather(sums, line, own, PARTS)
                 a = pre_activations(x_part, sums, line, own, bias, 0)
                 members, new = equations(a, members, ())
                 if step + 1 < own_end:
@@ -136,19 +133,14 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
 
 def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
     """Build the kernel that takes all rows through some steps, backward."""
-    part_plan, pre = phase_plans(cell)[0], cell.pre_activations
     H, units = tile.H, tile.units
-    states, num_values = len(cell.states), cell.num_values
-    split = part_plan.blocks - part_plan.recurrents
-    store_ih = make_store([cell.input_gates.index(p.gate) for p in pre[: part_plan.inputs]])
-    store_hh = make_store(range(tile.gates))
-    load_state, store_state = make_load(range(states)), make_store(range(states))
-    load_values = make_load(range(num_values))
-    no_state, no_values = make_zeros(states), make_zeros(num_values)
-    no_gradients = make_zeros(part_plan.blocks)
-    equations = register_jitable(cell.phases[0].backward)
+    (
+        split, store_ih, store_hh, load_state, store_state, load_values, no_state, no_values,
+        equations,
+    ) = backward_parts(cell)  # fmt: skip
+    no_gradients = make_zeros(len(cell.pre_activations))
     load_weights, multiply = make_tensor_product(tile, by_columns=True)
-    clear, send, gather = make_clear(tile), make_send(tile), make_gather(tile)
+    clear, send, gather = make_clear(tile), make_send(tile), make_gather(ROWS, tile.sums[1])
     sums_shape, weights_shape, total_shape = tile.sums, (tile.held, 8), (tile.gates, 4)
     one_place = tile.places == 1
 
@@ -231,7 +223,7 @@ def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
             if one_place:
                 arrive_at_cluster()
             if step < own_end:
-                gather(sums, line, own)
+                gather(sums, line, own, PARTS)
                 members = (members[0] + sums[line, 0, own],) + members[1:]
             step -= 1
         if one_place:

@@ -90,3 +90,34 @@ class BackwardArrays(NamedTuple):
 
 # Takes all rows through steps `first` to `last` - 1, or back.
 Loop = Callable[[int, int], None]
+
+
+def launches_forward(
+    context: Context, arrays: ForwardArrays, kernel: Any, grid: tuple[int, int], threads: int
+) -> Loop:
+    """The loop of a kernel that takes all rows through many steps, given the arrays alone."""
+    weights = arrays.weights
+    launch = kernel.bind(
+        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh, arrays.state,
+        arrays.values, arrays.y_out, *context.indices,
+    )  # fmt: skip
+
+    def run(first: int, last: int) -> None:
+        launch(grid, (threads, 1), context.stream, first, last, context.reverse, arrays.keep)
+
+    return run
+
+
+def launches_backward(
+    context: Context, arrays: BackwardArrays, kernel: Any, grid: tuple[int, int], threads: int
+) -> Loop:
+    """As `launches_forward`, backward."""
+    launch = kernel.bind(
+        context.device, arrays.h_before, arrays.weights.hh, arrays.values, arrays.dy, arrays.dstate,
+        arrays.d_ih, arrays.d_hh, *context.indices,
+    )  # fmt: skip
+
+    def run(first: int, last: int) -> None:
+        launch(grid, (threads, 1), context.stream, first, last, context.reverse, arrays.has_dy)
+
+    return run

@@ -23,11 +23,9 @@ from numba.cuda import types
 from numba.cuda.extending import register_jitable
 
 from ..cells import Cell
-from ..plan import phase_plans
 from ..primitives import zero_like
-from .groups import make_load, make_store, make_zeros
 from .intrinsics import get_word, put_word
-from .pointwise import make_inputs, make_pre_activations, time_index
+from .pointwise import backward_parts, forward_parts, time_index
 from .product import Tile, make_gather, make_product
 
 _AT_ONCE = 4  # words that a thread asks for before it waits for one
@@ -113,14 +111,17 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
     """Build the kernel that takes all rows through some steps, forward."""
     gates = len(cell.recurrent_gates)
     H, units, parts, padded, most_rows = tile.H, tile.units, tile.parts, tile.padded, tile.rows
-    states, threads = len(cell.states), tile.threads
-    inputs, pre_activations = make_inputs(cell, 0), make_pre_activations(cell, 0)
-    load_state, store_state = make_load(range(states)), make_store(range(states))
-    store_values = make_store(range(cell.num_values))
-    no_inputs, no_state = make_zeros(phase_plans(cell)[0].inputs), make_zeros(states)
-    equations = register_jitable(cell.phases[0].forward)
+    threads = tile.threads
+    (
+        inputs, pre_activations, load_state, store_state, store_values, no_inputs, no_state,
+        _, equations,
+    ) = forward_parts(cell)  # fmt: skip
     load_weights, multiply = make_product(tile, gates, by_columns=False)
-    gather, receive, running = make_gather(tile, gates), _make_receive(tile, 1), _make_running(tile)
+    gather, receive, running = (
+        make_gather(tile.rows, gates),
+        _make_receive(tile, 1),
+        _make_running(tile),
+    )
     operand_shape, sums_shape = (most_rows, 1, padded), (parts * most_rows, gates, units)
     weights_shape = (gates, tile.length)
 
@@ -208,19 +209,14 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
 def make_exchange_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
     """Build the kernel that takes all rows through some steps, backward."""
     gates = len(cell.recurrent_gates)
-    part_plan = phase_plans(cell)[0]
     H, units, parts, padded, most_rows = tile.H, tile.units, tile.parts, tile.padded, tile.rows
-    states, num_values, threads = len(cell.states), cell.num_values, tile.threads
-    pre = cell.pre_activations
-    split = part_plan.blocks - part_plan.recurrents
-    store_ih = make_store([cell.input_gates.index(p.gate) for p in pre[: part_plan.inputs]])
-    store_hh = make_store(range(gates))
-    load_state, store_state = make_load(range(states)), make_store(range(states))
-    load_values = make_load(range(num_values))
-    no_state, no_values = make_zeros(states), make_zeros(num_values)
-    equations = register_jitable(cell.phases[0].backward)
+    threads = tile.threads
+    (
+        split, store_ih, store_hh, load_state, store_state, load_values, no_state, no_values,
+        equations,
+    ) = backward_parts(cell)  # fmt: skip
     load_weights, multiply = make_product(tile, gates, by_columns=True)
-    gather, receive, put = make_gather(tile, 1), _make_receive(tile, gates), _make_put(gates)
+    gather, receive, put = make_gather(tile.rows, 1), _make_receive(tile, gates), _make_put(gates)
     running = _make_running(tile)
     d_shape, sums_shape = (most_rows, gates, padded), (parts * most_rows, 1, units)
     weights_shape = (gates, tile.length)

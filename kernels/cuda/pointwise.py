@@ -5,7 +5,7 @@ there: N rows at most, H units, and for a cell its input gates, recurrent gates,
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import cuda
 from numba.cuda.extending import register_jitable
@@ -66,6 +66,67 @@ def make_pre_activations(cell: Cell, number: int) -> Callable[..., Any]:
         return inputs[:alone] + add_both(inputs[alone:], recurrent[:both]) + recurrent[both:]
 
     return register_jitable(pre_activations)
+
+
+class ForwardParts(NamedTuple):
+    """What a kernel that takes a cell of one phase through many steps is made of."""
+
+    inputs: Callable[..., Any]  # see `make_inputs`
+    pre_activations: Callable[..., Any]  # see `make_pre_activations`
+    load_state: Callable[..., Any]
+    store_state: Callable[..., None]
+    store_values: Callable[..., None]
+    no_inputs: Callable[[Any], Any]
+    no_state: Callable[[Any], Any]
+    no_values: Callable[[Any], Any]
+    equations: Callable[..., Any]
+
+
+def forward_parts(cell: Cell) -> ForwardParts:
+    """Build them for forward."""
+    states, values = range(len(cell.states)), range(cell.num_values)
+    return ForwardParts(
+        make_inputs(cell, 0),
+        make_pre_activations(cell, 0),
+        make_load(states),
+        make_store(states),
+        make_store(values),
+        make_zeros(phase_plans(cell)[0].inputs),
+        make_zeros(len(states)),
+        make_zeros(len(values)),
+        register_jitable(cell.phases[0].forward),
+    )
+
+
+class BackwardParts(NamedTuple):
+    """As `ForwardParts`, backward."""
+
+    split: int  # the first pre-activation that h feeds
+    store_ih: Callable[..., None]
+    store_hh: Callable[..., None]
+    load_state: Callable[..., Any]
+    store_state: Callable[..., None]
+    load_values: Callable[..., Any]
+    no_state: Callable[[Any], Any]
+    no_values: Callable[[Any], Any]
+    equations: Callable[..., Any]
+
+
+def backward_parts(cell: Cell) -> BackwardParts:
+    """Build them for backward."""
+    part, pre = phase_plans(cell)[0], cell.pre_activations
+    states, values = range(len(cell.states)), range(cell.num_values)
+    return BackwardParts(
+        part.blocks - part.recurrents,
+        make_store([cell.input_gates.index(p.gate) for p in pre[: part.inputs]]),
+        make_store(range(len(cell.recurrent_gates))),
+        make_load(states),
+        make_store(states),
+        make_load(values),
+        make_zeros(len(states)),
+        make_zeros(len(values)),
+        register_jitable(cell.phases[0].backward),
+    )
 
 
 def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:

@@ -124,9 +124,8 @@ def make_product(tile: Tile, gates: int, by_columns: bool) -> tuple[Any, Any]:
     return register_jitable(load), register_jitable(multiply)
 
 
-def make_gather(tile: Tile, gates: int) -> Callable[..., None]:
+def make_gather(most_rows: int, gates: int) -> Callable[..., None]:
     """Build what sums the parts of one row and unit, into those of the first part."""
-    most_rows = tile.rows
 
     def gather(sums, row, unit, parts):
         # sums: (parts * rows, gates, units)

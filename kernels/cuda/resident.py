@@ -7,7 +7,15 @@ import numpy as np
 
 from ..cells import Cell
 from ..store import cell_digest
-from .context import BackwardArrays, Context, ForwardArrays, Layer, Loop
+from .context import (
+    BackwardArrays,
+    Context,
+    ForwardArrays,
+    Layer,
+    Loop,
+    launches_backward,
+    launches_forward,
+)
 from .launch import Kernel
 from .product import LONGEST_PART, MOST_REGISTERS, OTHER_REGISTERS, Tile, has_one_product
 from .resident_kernels import make_resident_backward, make_resident_forward
@@ -61,29 +69,12 @@ def suits(layer: Layer) -> bool:
 def forward(context: Context, arrays: ForwardArrays) -> Loop:
     """Prepare the loop of a forward pass."""
     tile, kernel, _ = _kernels(context.cell, context.H, context.dtype)
-    weights = arrays.weights
-    launch = kernel.bind(
-        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh, arrays.state,
-        arrays.values, arrays.y_out, *context.indices,
-    )  # fmt: skip
-    grid, block = (-(-context.N // tile.parts), 1), (tile.threads, 1)
-
-    def run(first: int, last: int) -> None:
-        launch(grid, block, context.stream, first, last, context.reverse, arrays.keep)
-
-    return run
+    grid = -(-context.N // tile.parts), 1
+    return launches_forward(context, arrays, kernel, grid, tile.threads)
 
 
 def backward(context: Context, arrays: BackwardArrays) -> Loop:
     """Prepare the loop of a backward pass."""
     tile, _, kernel = _kernels(context.cell, context.H, context.dtype)
-    launch = kernel.bind(
-        context.device, arrays.h_before, arrays.weights.hh, arrays.values, arrays.dy, arrays.dstate,
-        arrays.d_ih, arrays.d_hh, *context.indices,
-    )  # fmt: skip
-    grid, block = (-(-context.N // tile.parts), 1), (tile.threads, 1)
-
-    def run(first: int, last: int) -> None:
-        launch(grid, block, context.stream, first, last, context.reverse, arrays.has_dy)
-
-    return run
+    grid = -(-context.N // tile.parts), 1
+    return launches_backward(context, arrays, kernel, grid, tile.threads)

@@ -10,27 +10,24 @@ from collections.abc import Callable
 
 from numba import cuda
 from numba.cuda import types
-from numba.cuda.extending import register_jitable
 
 from ..cells import Cell
-from ..plan import phase_plans
 from ..primitives import zero_like
-from .groups import make_load, make_store, make_zeros
-from .pointwise import make_inputs, make_pre_activations, time_index
+from .groups import make_zeros
+from .pointwise import backward_parts, forward_parts, time_index
 from .product import Tile, make_gather, make_product
 
 
 def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
     """Build the kernel that takes all rows through some steps, forward."""
     gates = len(cell.recurrent_gates)
-    H, parts, padded, states = tile.H, tile.parts, tile.padded, len(cell.states)
-    inputs, pre_activations = make_inputs(cell, 0), make_pre_activations(cell, 0)
-    load_state, store_state = make_load(range(states)), make_store(range(states))
-    store_values = make_store(range(cell.num_values))
-    no_inputs, no_state = make_zeros(phase_plans(cell)[0].inputs), make_zeros(states)
-    equations = register_jitable(cell.phases[0].forward)
+    H, parts, padded = tile.H, tile.parts, tile.padded
+    (
+        inputs, pre_activations, load_state, store_state, store_values, no_inputs, no_state,
+        _, equations,
+    ) = forward_parts(cell)  # fmt: skip
     load_weights, multiply = make_product(tile, gates, by_columns=False)
-    gather = make_gather(tile, gates)
+    gather = make_gather(tile.rows, gates)
     operand_shape, sums_shape = (parts, 1, padded), (parts * parts, gates, H)
     weights_shape = (gates, tile.length)
 
@@ -101,20 +98,14 @@ def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
 def make_resident_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
     """Build the kernel that takes all rows through some steps, backward."""
     gates = len(cell.recurrent_gates)
-    part_plan = phase_plans(cell)[0]
     H, parts, padded = tile.H, tile.parts, tile.padded
-    states, num_values = len(cell.states), cell.num_values
-    pre = cell.pre_activations
-    split = part_plan.blocks - part_plan.recurrents
-    store_ih = make_store([cell.input_gates.index(p.gate) for p in pre[: part_plan.inputs]])
-    store_hh = make_store(range(gates))
-    load_state, store_state = make_load(range(states)), make_store(range(states))
-    load_values = make_load(range(num_values))
-    no_state, no_values = make_zeros(states), make_zeros(num_values)
+    (
+        split, store_ih, store_hh, load_state, store_state, load_values, no_state, no_values,
+        equations,
+    ) = backward_parts(cell)  # fmt: skip
     no_gates = make_zeros(gates)
-    equations = register_jitable(cell.phases[0].backward)
     load_weights, multiply = make_product(tile, gates, by_columns=True)
-    gather = make_gather(tile, 1)
+    gather = make_gather(tile.rows, 1)
     d_shape, sums_shape = (parts, gates, padded), (parts * parts, 1, H)
     weights_shape = (gates, tile.length)
 

@@ -281,21 +281,6 @@ def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
     return register_jitable(load), register_jitable(multiply)
 
 
-def make_gather(tile: TensorTile) -> Callable[..., None]:
-    """Build what sums the parts of one row and unit, into those of the first part."""
-    gates = tile.sums[1]
-
-    def gather(sums, row, unit):
-        # sums: see `TensorTile.sums`
-        for gate in range(gates):
-            total = sums[row, gate, unit]
-            for part in range(1, PARTS):
-                total += sums[part * ROWS + row, gate, unit]
-            sums[row, gate, unit] = total
-
-    return register_jitable(gather)
-
-
 def make_send(tile: TensorTile) -> Callable[..., None]:
     """Build what gives a row's values of one unit, a tuple, to all blocks of the cluster."""
     _, _, put, _ = NUMBERS[tile.precision]
