@@ -91,10 +91,13 @@ class Packed:
         """
         device_of = self.architecture.backend.kernels.device_of
         arrays = [a for layer in self.params.layers for w in layer for _, a in w.items()]
-        devices = list(dict.fromkeys(device_of(array) for array in arrays))
-        if len(devices) > 1:
-            raise ValueError(f"params: expected all arrays on one device, got {devices}")
-        return devices[0]
+        device = device_of(arrays[0])
+        for other in map(device_of, arrays):  # CuPy's cannot be hashed
+            if other != device:
+                raise ValueError(
+                    f"params: expected all arrays on one device, got {device!r} and {other!r}"
+                )
+        return device
 
     def give_back(self) -> None:
         """Let go of the layouts, which are made anew if they are asked for again."""

@@ -47,8 +47,7 @@ class Device:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and self.id == other.id
 
-    def __hash__(self) -> int:
-        return self.id
+    __hash__ = None  # type: ignore[assignment] # as CuPy's
 
     def __repr__(self) -> str:
         return f"<CUDA Device {self.id}>"
@@ -381,8 +380,8 @@ class Launch:
     """Stands for a kernel with its arrays."""
 
     def __init__(self, kernel: Any, device: Device, arrays: Any) -> None:
-        devices = {array.device for array in arrays} | {Device()}
-        assert devices == {device}, f"expected all on {device}, got {devices}"
+        devices = [Device(), *(array.device for array in arrays)]
+        assert all(d == device for d in devices), f"expected all on {device}, got {devices}"
         self.kernel, self.arrays = kernel, [np.asarray(array) for array in arrays]
 
     def __call__(self, grid: Any, block: Any, stream: int, *numbers: int) -> None:
