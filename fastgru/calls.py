@@ -139,8 +139,10 @@ class Call:
         members = (state,) if self._num_states == 1 else tuple(state)
         return members if self.layout.batched else self.layout.inner_state(members)
 
-    def inner_gradient(self, dh_n: State) -> tuple[Any, ...]:
-        """A user's gradient of h_n, checked, as the kernels take it; zeros for what is None."""
+    def inner_gradient(self, dh_n: State) -> tuple[Any, ...] | None:
+        """A user's gradient of h_n, checked, as the kernels take it: None, or zeros for a None."""
+        if dh_n is None:
+            return None
         if dh_n.__class__ in (tuple, list) and any(member is None for member in dh_n):
             zeros = self.layout.outer_state(self.new_state(self.xp.zeros))
             dh_n = tuple(z if m is None else m for m, z in zip(dh_n, zeros, strict=True))

@@ -161,8 +161,9 @@ def forward_train(
                 x, params, h0, lengths=lengths, time_major=time_major, precision=precision
             )
     layout = call.layout
-    # Callers carry the state on in place: backward must see what forward saw.
-    initial = tuple([member.copy() for member in call.inner_state(h0)])
+    initial = call.inner_state(h0)
+    if h0 is not None:  # callers carry the state on in place: backward must see what forward saw
+        initial = tuple([member.copy() for member in initial])
     final, sequences, kept = call.run(layout.inner(x), packed.layouts, initial, keep=True)
     if packed is not params:
         packed.give_back()

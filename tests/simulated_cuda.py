@@ -81,6 +81,11 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
         """Where the array is."""
         return self._device
 
+    @property
+    def data(self) -> Any:
+        """The memory of the array."""
+        return types.SimpleNamespace(ptr=self.ctypes.data)
+
 
 ndarray.__module__ = "cupy"
 
@@ -380,8 +385,12 @@ class Launch:
     """Stands for a kernel with its arrays."""
 
     def __init__(self, kernel: Any, device: Device, arrays: Any) -> None:
+        arrays = [a.array if isinstance(a, launch.Placed) else a for a in arrays]
         devices = [Device(), *(array.device for array in arrays)]
         assert all(d == device for d in devices), f"expected all on {device}, got {devices}"
+        kinds = launch.signature_of(kernel._function, kernel._dtype).args
+        expected = [kind.ndim for kind in kinds if hasattr(kind, "ndim")]
+        assert [array.ndim for array in arrays] == expected
         self.kernel, self.arrays = kernel, [np.asarray(array) for array in arrays]
 
     def __call__(self, grid: Any, block: Any, stream: int, *numbers: int) -> None:
@@ -389,13 +398,13 @@ class Launch:
 
     def _run(self, grid: Any, block: Any, *numbers: int) -> None:
         kernel, function = self.kernel, self.kernel._function
-        cuda = Cuda(grid, block, kernel._shared_bytes)
+        cuda = Cuda(grid, block, kernel.shared_bytes)
         with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
             for module in (cluster_kernels, exchange_kernels, pointwise, resident_kernels, rows):
                 patch.setattr(module, "cuda", cuda)
             patch.setattr(intrinsics, "acted_out", cuda)
             waits = not {"syncthreads", "arrive_at_cluster"}.isdisjoint(function.__code__.co_names)
-            together = kernel._launch is launch._together
+            together = kernel.how is launch._together
             call = functools.partial(function, *self.arrays, *numbers)
             cuda.run(call, waits, together, kernel._cluster)
 

@@ -329,16 +329,16 @@ def test_streams_have_their_own_copies_of_the_order(
         stream = type("Stream", (), {"ptr": pointer})
         monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda stream=stream: stream)
         assert_same_bits(fastgru.forward(x, weights, h0[0]), want)
-        kept = call.recurrences[0]._indices_on
+        kept = call.recurrences[0]._kept_on
         assert any(key[:2] == (0, pointer) for key in kept)  # 2 has one for each thread
         assert len(kept) <= 16
     for pointer in range(200, 216):  # as many as are kept
         stream = type("Stream", (), {"ptr": pointer})
         monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda stream=stream: stream)
         fastgru.forward(x, weights, h0[0])
-        copies = call.recurrences[0]._indices_on[0, pointer, 0]
+        copies = call.recurrences[0]._kept_on[0, pointer, 0]
         fastgru.forward(x, weights, h0[0])
-        assert call.recurrences[0]._indices_on[0, pointer, 0] is copies
+        assert call.recurrences[0]._kept_on[0, pointer, 0] is copies
 
 
 # --- the loop that keeps the weights on chip ------------------------------------------------------
@@ -1269,7 +1269,9 @@ def test_a_device_that_cannot_form_a_cluster(
                 kernel.clusters_at_once(device)
 
 
-def test_kernels_take_words_as_they_are_laid_out(cuda_tools: None) -> None:
+def test_kernels_take_words_as_they_are_laid_out(
+    cuda_tools: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For each array two words, size, item size, address, shape and strides; then the numbers."""
     from numba import cuda
     from numba.cuda import dispatcher
@@ -1277,16 +1279,44 @@ def test_kernels_take_words_as_they_are_laid_out(cuda_tools: None) -> None:
     from fastgru.kernels.cuda import launch, pointwise, rows
 
     array = types.SimpleNamespace(
-        size=24, itemsize=4, shape=(2, 3, 4), strides=(48, 16, 4), data=types.SimpleNamespace(ptr=7)
+        ndim=3,
+        size=24,
+        itemsize=4,
+        shape=(2, 3, 4),
+        strides=(48, 16, 4),
+        data=types.SimpleNamespace(ptr=7),
     )
-    given: list[Any] = []
-    call = launch.Launch(None, (array,), 2, lambda *how: given.extend(how), 0)
-    call((1, 1), (1, 1), 0, 8, True)
-    where = (ctypes.c_void_p * 13).from_address(given[-1])
-    words = [ctypes.c_int64.from_address(address or 0).value for address in where]
-    assert words == [0, 0, 24, 4, 7, 2, 3, 4, 48, 16, 4, 8, 1]
+    given: list[int] = []
+
+    def of_one_array(values: Any, step: int, reverse: bool) -> None:
+        return
+
+    kernel = launch.Kernel(of_one_array, np.dtype("float32"), None)
+    monkeypatch.setattr(kernel, "_handle", lambda device: None)
+    monkeypatch.setattr(kernel, "how", lambda *how: given.append(how[-1]))
+
+    def launched(pointer: int) -> Any:
+        array.data.ptr = pointer
+        call = kernel.bind(None, array)
+        call((1, 1), (1, 1), 0, 8, True)
+        return call
+
+    def words() -> list[int]:
+        where = (ctypes.c_void_p * 13).from_address(given[-1])
+        return [ctypes.c_int64.from_address(address or 0).value for address in where]
+
+    first, second = launched(7), launched(9)
+    assert words() == [0, 0, 24, 4, 9, 2, 3, 4, 48, 16, 4, 8, 1]
+    del first  # its memory is used again, that of the second is not
+    third = launched(11)
+    assert words() == [0, 0, 24, 4, 11, 2, 3, 4, 48, 16, 4, 8, 1]
+    assert given[2] == given[0] != given[1]
+    second((1, 1), (1, 1), 0, 9, False)
+    assert words() == [0, 0, 24, 4, 9, 2, 3, 4, 48, 16, 4, 9, 0]
     with pytest.raises(TypeError, match="expected 2 numbers"):
-        call((1, 1), (1, 1), 0, 8)
+        third((1, 1), (1, 1), 0, 8)
+    with pytest.raises(TypeError, match=r"expected arrays of 11 words, got \[3, 3\] dimensions"):
+        kernel.bind(None, launch.Placed(array, launch.words_of(array)), array)
 
     patch = pytest.MonkeyPatch()
     with patch.context() as context:

@@ -180,7 +180,7 @@ class Recurrence:
         y: Array,
         values: Array,
         dy: Array | None,
-        dfinal: tuple[Array, ...],
+        dfinal: tuple[Array, ...] | None,
         dx_out: Array,
         dinitial_out: tuple[Array, ...],
     ) -> dict[str, Array]:
@@ -195,7 +195,7 @@ class Recurrence:
         dy : (N, T, H) array or None
             Gradient of y; read where a step is valid.
         dfinal, dinitial_out : tuple of (layers * directions, N, H) arrays
-            Gradients of the final and of the initial state.
+            Gradients of the final state, or None for zeros, and of the initial state.
         dx_out : (N, T, I) array
             The gradient of x is added where a step is valid.
 
@@ -205,6 +205,10 @@ class Recurrence:
             Gradients of the weights, by name.
         """
         start = time.perf_counter()
+        if dfinal is None:
+            dfinal = dinitial_out
+            for member in dfinal:
+                member[layer] = 0
         way = self._short_way or self._way(self._backward_pace)
         size, inputs, products = self.size, self._inputs, self._products
         worker_size, _ = way.backward_sizes

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..ragged import RaggedRows
+from .launch import Placed
 
 
 class PackedWeights(NamedTuple):
@@ -45,17 +46,18 @@ class Context(NamedTuple):
     xp: Any
     device: Any
     stream: int
-    order: Any  # (N,) sample of each sorted row
-    lengths: Any  # (N,) steps of each sorted row
-    offset_on_device: Any  # (T + 1,)
+    order: Placed  # (N,) sample of each sorted row
+    lengths: Placed  # (N,) steps of each sorted row
+    offset_on_device: Placed  # (T + 1,)
+    kept: dict[str, Any]  # what else later calls on this stream may use again
 
     @property
     def N(self) -> int:  # noqa: N802
         """Number of samples."""
-        return int(self.order.shape[0])
+        return len(self.ragged.order)
 
     @property
-    def indices(self) -> tuple[Any, Any, Any]:
+    def indices(self) -> tuple[Placed, Placed, Placed]:
         """The ragged order, on the device."""
         return self.order, self.lengths, self.offset_on_device
 

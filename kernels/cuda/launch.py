@@ -173,11 +173,14 @@ class Kernel:
         shared_bytes: int = 0,
     ) -> None:
         self._function, self._dtype, self._key, self._threads = function, dtype, key, threads
-        self._cluster, self._shared_bytes = cluster, shared_bytes
-        self._launch = _in_clusters if cluster > 1 else _together if together else _apart
+        self._cluster, self.shared_bytes = cluster, shared_bytes
+        self.how = _in_clusters if cluster > 1 else _together if together else _apart
         parameters = signature_of(function, dtype).args
-        self._arrays = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
-        self._numbers = len(parameters) - len(self._arrays)
+        dimensions = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
+        self.numbers = len(parameters) - len(dimensions)
+        self.words = sum(5 + 2 * ndim for ndim in dimensions)  # of all arrays
+        self._layout = struct.Struct(f"{self.words}q")
+        self.frames: list[_Frame] = []  # of launches that are over
         self._on_device: dict[int, Any] = {}
 
     def assembled(self, capability: tuple[int, int]) -> Assembled:
@@ -196,12 +199,23 @@ class Kernel:
         return made
 
     def bind(self, device: Any, *arrays: Any) -> "Launch":
-        """The kernel with its arrays, which must have the dtypes that it is compiled for."""
-        found = [array.ndim for array in arrays]
-        if found != self._arrays:
-            raise TypeError(f"expected arrays of {self._arrays} dimensions, got {found}")
+        """The kernel with its arrays, which must have the dtypes that it is compiled for.
+
+        An array may be `Placed`.
+        """
+        words: list[int] = []
+        for array in arrays:
+            words += array.words if array.__class__ is Placed else words_of(array)
+        if len(words) != self.words:
+            found = [array.ndim for array in arrays]
+            raise TypeError(f"expected arrays of {self.words} words, got {found} dimensions")
         handle = self._handle(device)
-        return Launch(handle, arrays, self._numbers, self._launch, self._shared_bytes)
+        try:
+            frame = self.frames.pop()
+        except IndexError:  # all are in use
+            frame = _Frame.of(self.words + self.numbers)
+        self._layout.pack_into(frame.memory, 0, *words)
+        return Launch(self, handle, frame, arrays)
 
     def _handle(self, device: Any) -> Any:
         """The kernel on a device, the current one, ready to be launched."""
@@ -212,9 +226,9 @@ class Kernel:
             module = _checked(driver.cuModuleLoadData(kernel.code))
             handle = _checked(driver.cuModuleGetFunction(module, kernel.name.encode()))
             attributes = driver.CUfunction_attribute
-            if self._shared_bytes:  # without, 48 KiB with those of a size that the kernel knows
+            if self.shared_bytes:  # without, 48 KiB with those of a size that the kernel knows
                 most = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                _checked(driver.cuFuncSetAttribute(handle, most, self._shared_bytes))
+                _checked(driver.cuFuncSetAttribute(handle, most, self.shared_bytes))
             if self._cluster > _PORTABLE_CLUSTER:
                 allowed = attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
                 _checked(driver.cuFuncSetAttribute(handle, allowed, 1))
@@ -223,19 +237,23 @@ class Kernel:
 
     def clusters_at_once(self, device: Any) -> int:
         """How many clusters of blocks, of as many threads as these may have, run at once."""
-        config = _cluster_config((1, self._cluster), (self._threads or 1, 1), self._shared_bytes)
+        block = self._threads or 1, 1
+        config = _cluster_config((1, self._cluster), block, self.shared_bytes, _LEGACY_STREAM)
         result = driver.cuOccupancyMaxActiveClusters(self._handle(device), config)
         if result[0] == driver.CUresult.CUDA_ERROR_INVALID_CLUSTER_SIZE:
             return 0
         return int(_checked(result))
 
 
-def _cluster_config(grid: tuple[int, int], block: tuple[int, int], shared_bytes: int) -> Any:
+@functools.lru_cache(maxsize=64)
+def _cluster_config(
+    grid: tuple[int, int], block: tuple[int, int], shared_bytes: int, stream: int
+) -> Any:
     """How a grid is launched of which the blocks with the same x form a cluster."""
     config, cluster = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
     config.gridDimX, config.gridDimY, config.gridDimZ = *grid, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = *block, 1
-    config.sharedMemBytes = shared_bytes
+    config.sharedMemBytes, config.hStream = shared_bytes, driver.CUstream(stream)
     cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
     shape = cluster.value.clusterDim
     shape.x, shape.y, shape.z = 1, grid[1], 1
@@ -243,54 +261,63 @@ def _cluster_config(grid: tuple[int, int], block: tuple[int, int], shared_bytes:
     return config
 
 
-@functools.cache
-def _frame_of(count: int) -> tuple[Any, struct.Struct]:
-    """Memory for so many words and, after them, their addresses, and what lays them out.
+def words_of(array: Any) -> tuple[int, ...]:
+    """An array as Numba's kernels take it.
 
-    One call of it takes a third of the time of two arrays of `ctypes`, in every launch.
+    Two words that are for the host, number of elements, their size, address, shape and strides in
+    bytes.
     """
-    return ctypes.c_int64 * (2 * count), struct.Struct(f"{2 * count}q")
+    return (0, 0, array.size, array.itemsize, array.data.ptr, *array.shape, *array.strides)
+
+
+class Placed(NamedTuple):
+    """An array that comes in many launches, with its words."""
+
+    array: Any
+    words: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return int(self.array.ndim)
+
+
+class _Frame(NamedTuple):
+    """Memory for the arguments of a launch: words, and after them their addresses."""
+
+    memory: Any
+    addresses: int  # where they start
+
+    @classmethod
+    def of(cls, count: int) -> "_Frame":
+        """For so many words."""
+        memory = (ctypes.c_int64 * (2 * count))()
+        start = ctypes.addressof(memory)
+        memory[count:] = list(range(start, start + 8 * count, 8))
+        return cls(memory, start + 8 * count)
 
 
 class Launch:
-    """A kernel with its arrays; called with a grid, a block, a stream and the kernel's numbers.
+    """A kernel with its arrays; called with a grid, a block, a stream and the kernel's numbers."""
 
-    Arrays are laid out as Numba's kernels take them: two words that are for the host, number of
-    elements, their size, address, shape and strides in bytes.
-    """
-
-    def __init__(
-        self,
-        handle: Any,
-        arrays: tuple[Any, ...],
-        numbers: int,
-        launch: Callable[..., None],
-        shared_bytes: int,
-    ) -> None:
-        words: list[int] = []
-        for array in arrays:
-            words += (0, 0, array.size, array.itemsize, array.data.ptr)
-            words += array.shape
-            words += array.strides
-        self._first = len(words)
-        self._end = count = self._first + numbers
-        self._handle, self._arrays, self._numbers = handle, arrays, numbers
-        self._launch, self._shared_bytes = launch, shared_bytes
-        kind, layout = _frame_of(count)
-        self._frame = kind()
-        start = ctypes.addressof(self._frame)
-        pointers = range(start, start + 8 * count, 8)
-        layout.pack_into(self._frame, 0, *words, *[0] * numbers, *pointers)
-        self._where = start + 8 * count
+    def __init__(self, kernel: Kernel, handle: Any, frame: _Frame, arrays: tuple[Any, ...]) -> None:
+        self._kernel, self._handle, self._frame = kernel, handle, frame
+        self._arrays = arrays  # alive for as long as their addresses are used
 
     def __call__(
         self, grid: tuple[int, int], block: tuple[int, int], stream: int, *numbers: int
     ) -> None:
-        if len(numbers) != self._numbers:
-            raise TypeError(f"expected {self._numbers} numbers, got {numbers}")
-        self._frame[self._first : self._end] = numbers
+        kernel, (memory, addresses) = self._kernel, self._frame
+        if len(numbers) != kernel.numbers:
+            raise TypeError(f"expected {kernel.numbers} numbers, got {numbers}")
+        memory[kernel.words : kernel.words + kernel.numbers] = numbers
         stream = stream or _LEGACY_STREAM
-        self._launch(self._handle, grid, block, self._shared_bytes, stream, self._where)
+        kernel.how(self._handle, grid, block, kernel.shared_bytes, stream, addresses)
+
+    def __del__(self) -> None:
+        # A launch copies its arguments, so the memory is free: laying out 50 addresses anew would
+        # take 2 us, half of a launch.
+        self._kernel.frames.append(self._frame)
 
 
 # Launches of a kernel: grid, block, bytes of shared memory, stream, address of the arguments'.
@@ -309,6 +336,5 @@ def _together(handle: Any, grid: Any, block: Any, shared: int, stream: int, wher
 
 def _in_clusters(handle: Any, grid: Any, block: Any, shared: int, stream: int, where: int) -> None:
     """Blocks with the same x run at the same time, when there is room for them."""
-    config = _cluster_config(grid, block, shared)
-    config.hStream = driver.CUstream(stream)
+    config = _cluster_config(grid, block, shared, stream)
     _checked(driver.cuLaunchKernelEx(config, handle, where, 0))

@@ -8,7 +8,7 @@ rows through those steps: see `choice`.
 import functools
 import logging
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from . import blas, rows
 from .blas import Matrix
 from .choice import Choice, choose
 from .context import BackwardArrays, Context, ForwardArrays, Layer, PackedWeights
-from .launch import BLOCK, MOVE_BLOCK, Kernel, move_grid, unit_grid
+from .launch import BLOCK, MOVE_BLOCK, Kernel, Placed, move_grid, unit_grid, words_of
 from .steps import phase_kernels
 
 _log = logging.getLogger(__name__)
 _of_thread = threading.local()
 _MOST_STREAMS = 16  # whose copies of the ragged order are kept
+_MOST_ONES = 2**14  # that are kept for a stream
 _DEFAULT_OF_THREAD = 2  # the driver's number for it
 
 # Workspace for a block of steps; larger blocks make no product faster.
@@ -52,6 +53,13 @@ def pack(cell: Cell, weights: Any) -> PackedWeights:
 @functools.cache
 def _row_kernels(dtype: np.dtype[Any]) -> dict[str, Kernel]:
     return {name: Kernel(function, dtype, name) for name, function in rows.FUNCTIONS.items()}
+
+
+class _Blocks(NamedTuple):
+    """Blocks of steps whose packed rows fit the workspace."""
+
+    blocks: tuple[tuple[int, int, int], ...]  # first step, end, packed rows
+    most: int  # packed rows of one
 
 
 class Recurrence:
@@ -87,7 +95,8 @@ class Recurrence:
         self.offset: list[int] = ragged.offset.tolist()
         self.precision = precision
         self._loops: dict[tuple[int, int], Choice] = {}  # by device and blocks of steps
-        self._indices_on: dict[tuple[int, int, int], tuple[Any, Any, Any]] = {}
+        self._kept_on: dict[tuple[int, int, int], tuple[Any, ...]] = {}
+        self._blocks: dict[tuple[int, int], _Blocks] = {}
 
     def _loop(self, device: Any, blocks: int) -> Choice:
         """The loop for a device and so many blocks of steps."""
@@ -117,28 +126,32 @@ class Recurrence:
         whose = threading.get_ident() if stream == _DEFAULT_OF_THREAD else 0
         # Copied on this stream, and given back to its memory: for other streams it could be too
         # early, or too late.
-        indices = self._indices_on.get((device.id, stream, whose))
-        if indices is None:
-            order, lengths, offset = (self.xp.asarray(p.astype(np.int64)) for p in self.ragged)
-            indices = order, lengths, offset
-            if len(self._indices_on) >= _MOST_STREAMS:
-                self._indices_on.clear()
-            self._indices_on[device.id, stream, whose] = indices
+        kept = self._kept_on.get((device.id, stream, whose))
+        if kept is None:
+            indices = [self.xp.asarray(part.astype(np.int64)) for part in self.ragged]
+            kept = *[Placed(array, words_of(array)) for array in indices], {}
+            if len(self._kept_on) >= _MOST_STREAMS:
+                self._kept_on.clear()
+            self._kept_on[device.id, stream, whose] = kept
         return Context(
             self.cell, self.H, self.dtype, self.precision, self.ragged, self.offset, reverse,
-            self._gemm, self.xp, device, stream, *indices,
+            self._gemm, self.xp, device, stream, *kept,
         )  # fmt: skip
 
-    def _blocks(self, row_elements: int) -> list[tuple[int, int]]:
-        """First step and end of the blocks of steps whose packed rows fit the workspace."""
-        most = max(1, _BLOCK_BYTES // (row_elements * self.dtype.itemsize))
-        blocks, first = [], 0
-        while first < self.steps:
-            fitting = int(np.searchsorted(self.ragged.offset, self.offset[first] + most, "right"))
-            last = max(first + 1, fitting - 1)
-            blocks.append((first, last))
-            first = last
-        return blocks
+    def _blocks_of(self, row_elements: int) -> _Blocks:
+        """The blocks of steps whose packed rows, of so many elements, fit the workspace."""
+        key = row_elements, _BLOCK_BYTES
+        if key not in self._blocks:
+            fit = max(1, _BLOCK_BYTES // (row_elements * self.dtype.itemsize))
+            blocks, first = [], 0
+            while first < self.steps:
+                end = int(np.searchsorted(self.ragged.offset, self.offset[first] + fit, "right"))
+                last = max(first + 1, end - 1)
+                blocks.append((first, last, self.offset[last] - self.offset[first]))
+                first = last
+            most = max([rows for _, _, rows in blocks], default=0)
+            self._blocks[key] = _Blocks(tuple(blocks), most)
+        return self._blocks[key]
 
     def _move(
         self, context: Context, name: str, arrays: tuple[Any, ...], steps: int, *numbers: int
@@ -183,8 +196,7 @@ class Recurrence:
             The values kept; empty otherwise.
         """
         xp, H, context = self.xp, self.H, self._context(reverse)
-        blocks = self._blocks(self.I + self.gates * H)
-        most = max([context.rows(*block) for block in blocks], default=0)
+        blocks, most = self._blocks_of(self.I + self.gates * H)
         xs = xp.empty((most, self.I), self.dtype)
         x_sums = xp.empty((most, self.gates, H), self.dtype)
         kept = self.offset[-1] if keep else self.N
@@ -192,8 +204,7 @@ class Recurrence:
         state = self._take_state(context, initial, layer)
         arrays = ForwardArrays(x_sums, weights, state, values, y_out, keep)
         loop = self._loop(context.device, len(blocks)).forward(context, arrays)
-        for first, last in blocks:
-            count = context.rows(first, last)
+        for first, last, count in blocks:
             if count == 0:
                 break  # no sample is as long
             packing = (x, xs, *context.indices)
@@ -217,7 +228,7 @@ class Recurrence:
         y: Any,
         values: Any,
         dy: Any,
-        dfinal: tuple[Any, ...],
+        dfinal: tuple[Any, ...] | None,
         dx_out: Any,
         dinitial_out: tuple[Any, ...],
     ) -> dict[str, Any]:
@@ -227,27 +238,32 @@ class Recurrence:
         """
         xp, H, context = self.xp, self.H, self._context(reverse)
         packed = pack(self.cell, weights)
-        gradients = {name: xp.zeros(weight.shape, self.dtype) for name, weight in weights.items()}
-        blocks = self._blocks(self.I + (self.gates + self.recurrent + 2) * H)
-        most = max([context.rows(*block) for block in blocks], default=0)
+        blocks, most = self._blocks_of(self.I + (self.gates + self.recurrent + 2) * H)
+        # The first block that has rows overwrites them, the others add.
+        make, add = xp.empty if most else xp.zeros, False
+        gradients = {name: make(weight.shape, self.dtype) for name, weight in weights.items()}
         xs = xp.empty((most, self.I), self.dtype)
         d_ih = xp.empty((most, self.gates, H), self.dtype)
+        if dfinal is None:
+            dstate = xp.zeros((self.N, len(dinitial_out), H), self.dtype)
+        else:
+            dstate = self._take_state(context, dfinal, layer)
         arrays = BackwardArrays(
             xp.empty((most, 1, H), self.dtype), packed, values, y if dy is None else dy,
-            self._take_state(context, dfinal, layer), d_ih,
-            xp.empty((most, self.recurrent, H), self.dtype), dy is not None,
+            dstate, d_ih, xp.empty((most, self.recurrent, H), self.dtype), dy is not None,
         )  # fmt: skip
         loop = self._loop(context.device, len(blocks)).backward(context, arrays)
-        for first, last in reversed(blocks):
-            count, steps = context.rows(first, last), last - first
+        for first, last, count in reversed(blocks):
             if count == 0:
                 continue
+            steps = last - first
             before = (y, initial[0], arrays.h_before, *context.indices)
             self._move(context, "gather_h_before", before, steps, layer, first, reverse)
             loop(first, last)
             packing = (x, xs, *context.indices)
             self._move(context, "gather_sequence", packing, steps, first, reverse)
-            self._add_weight_gradients(context, gradients, count, self.offset[first], xs, arrays)
+            self._weight_gradients(context, gradients, count, self.offset[first], xs, arrays, add)
+            add = True
             self._gemm(  # xs is not needed any more
                 count, self.I, self.gates * H,
                 Matrix(d_ih, 0, self.gates * H), Matrix(packed.ih, 0, self.I),
@@ -258,7 +274,16 @@ class Recurrence:
         self._put_state(context, arrays.dstate, dinitial_out, layer)
         return gradients
 
-    def _add_weight_gradients(
+    def _ones(self, context: Context, count: int) -> Any:
+        """So many ones; few are kept, as making them takes the host longer than what they sum."""
+        ones = context.kept.get("ones")
+        if ones is None or ones.size < count:
+            ones = self.xp.ones(count, self.dtype)
+            if count <= _MOST_ONES:
+                context.kept["ones"] = ones
+        return ones
+
+    def _weight_gradients(
         self,
         context: Context,
         gradients: dict[str, Any],
@@ -266,19 +291,20 @@ class Recurrence:
         first_value: int,
         xs: Any,
         arrays: BackwardArrays,
+        add: bool,
     ) -> None:
-        """Add what so many packed rows contribute to the gradients of the weights."""
+        """Write, or add, what so many packed rows contribute to the gradients of the weights."""
         H, I, d_ih, d_hh = self.H, self.I, arrays.d_ih, arrays.d_hh
         wide_ih, wide_hh = self.gates * H, self.recurrent * H
         self._gemm(
             wide_ih, I, count, Matrix(d_ih, 0, wide_ih, transposed=True), Matrix(xs, 0, I),
-            Matrix(gradients["weight_ih"], 0, I), add=True,
+            Matrix(gradients["weight_ih"], 0, I), add=add,
         )  # fmt: skip
         for name, d, columns in (("bias_ih", d_ih, wide_ih), ("bias_hh", d_hh, wide_hh)):
             if name in gradients:  # a sum, and none that a lower precision makes faster
-                ones = Matrix(self.xp.ones((1, count), self.dtype), 0, count)
+                ones = Matrix(self._ones(context, count), 0, count)
                 total = Matrix(gradients[name], 0, columns)
-                blas.gemm(1, columns, count, ones, Matrix(d, 0, columns), total, add=True)
+                blas.gemm(1, columns, count, ones, Matrix(d, 0, columns), total, add=add)
         for phase in phase_kernels(self.cell, self.dtype):
             part, operand = phase.plan, arrays.h_before
             if part.recurrents == 0:
@@ -291,5 +317,5 @@ class Recurrence:
             self._gemm(
                 part.recurrents * H, H, count,
                 Matrix(d_hh, at, wide_hh, transposed=True), Matrix(operand, 0, H),
-                Matrix(gradients["weight_hh"], at * H, H), add=True,
+                Matrix(gradients["weight_hh"], at * H, H), add=add,
             )  # fmt: skip
