@@ -32,7 +32,7 @@ KERNELS = [
     for maker in MAKERS
     if maker != "make_operand_gradient" or phase_plans(CELLS[cell])[number].recurrents
 ]
-ROWS = ("gather_sequence", "add_sequence", "gather_h_before", "gather_state", "scatter_state")
+ROWS = ("gather_sequence", "add_sequence", "gather_before", "gather_state", "scatter_state")
 
 
 def assembled(

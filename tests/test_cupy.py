@@ -1039,7 +1039,7 @@ def test_cublas_is_called_with_what_it_expects(noted: list[Any]) -> None:
     matrix = at(dtype=np.dtype("float32"), data=at(ptr=2**42))
     a, b, c = (blas.Matrix(matrix, start, 10 + start) for start in (1, 2, 3))
     blas.gemm(4, 5, 6, a, b._replace(transposed=True), c, add=True, multiply=multiply)
-    one = blas._scalar(np.dtype("float32"), 1)[0]
+    one = blas._numbers(np.dtype("float32"), None).one
     assert noted[2][2:] == (
         *(1, 0, 5, 4, 6, one, 2**42 + 8, 0, 12, 2**42 + 4, 0, 11, one, 2**42 + 12, 0, 13, 68, -1),
     )

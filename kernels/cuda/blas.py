@@ -30,11 +30,23 @@ class Matrix(NamedTuple):
     transposed: bool = False
 
 
+class _Numbers(NamedTuple):
+    """What cuBLAS is told of the numbers of a product."""
+
+    size: int  # in bytes
+    kind: int
+    compute: int
+    zero: int  # address in the host's memory
+    one: int
+    kept: Any  # there
+
+
 @functools.cache
-def _scalar(dtype: np.dtype[Any], value: int) -> tuple[int, Any]:
-    """Address of a number in the host's memory, and what keeps it there."""
-    array = np.array(value, dtype)
-    return array.ctypes.data, array
+def _numbers(dtype: np.dtype[Any], precision: str | None) -> _Numbers:
+    kept = np.array([0, 1], dtype)
+    zero, size = kept.ctypes.data, dtype.itemsize
+    kind, compute = (_REAL_32F, COMPUTE[precision]) if size == 4 else (_REAL_64F, _COMPUTE_64F)
+    return _Numbers(size, kind, compute, zero, zero + size, kept)
 
 
 @functools.cache
@@ -144,19 +156,14 @@ def gemm(
         return
     if multiply is None:
         multiply = _on_current_stream
-    dtype = c.array.dtype
-    single = dtype.itemsize == 4
-    kind = _REAL_32F if single else _REAL_64F
-    compute = COMPUTE[precision] if single else _COMPUTE_64F
-    alpha, beta = _scalar(dtype, 1)[0], _scalar(dtype, int(add))[0]
-    size = dtype.itemsize
+    size, kind, compute, zero, one, _ = _numbers(c.array.dtype, precision)
     # cuBLAS's matrices are column-major: it is asked for the transposed product.
     multiply(
         _TRANSPOSED if b.transposed else _PLAIN,
         _TRANSPOSED if a.transposed else _PLAIN,
-        n, m, k, alpha,
+        n, m, k, one,
         b.array.data.ptr + b.start * size, kind, b.stride,
         a.array.data.ptr + a.start * size, kind, a.stride,
-        beta, c.array.data.ptr + c.start * size, kind, c.stride,
+        one if add else zero, c.array.data.ptr + c.start * size, kind, c.stride,
         compute, _DEFAULT_ALGORITHM,
     )  # fmt: skip

@@ -257,11 +257,9 @@ class Recurrence:
             if count == 0:
                 continue
             steps = last - first
-            before = (y, initial[0], arrays.h_before, *context.indices)
-            self._move(context, "gather_h_before", before, steps, layer, first, reverse)
+            before = (x, xs, y, initial[0], arrays.h_before, *context.indices)
+            self._move(context, "gather_before", before, steps, layer, first, reverse)
             loop(first, last)
-            packing = (x, xs, *context.indices)
-            self._move(context, "gather_sequence", packing, steps, first, reverse)
             self._weight_gradients(context, gradients, count, self.offset[first], xs, arrays, add)
             add = True
             self._gemm(  # xs is not needed any more

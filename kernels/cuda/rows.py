@@ -77,7 +77,9 @@ def _put(states, layer, n, state, row, member, k):
     states[layer, n, k] = state[row, member, k]
 
 
-def _gather_h_before(
+def _gather_before(
+    sequence,  # (N, T, I), any strides: the inputs
+    packed,  # (packed rows of the steps from `first_step` on, I); written
     y,  # (N, T, H), any strides: the outputs
     h0,  # (layers * directions, N, H), any strides: h before the first step
     h_before,  # (packed rows of the steps from `first_step` on, 1, H); written
@@ -88,14 +90,23 @@ def _gather_h_before(
     first_step,
     reverse,
 ):
+    """Gather what each step started from: x, and h of the step before."""
     step = first_step + cuda.blockIdx.x
     start = offset[step] - offset[first_step]
     row = cuda.blockIdx.y
     while row < offset[step + 1] - offset[step]:
-        n, t = order[row], time_index(step - 1, lengths[row], reverse)
+        n = order[row]
+        t, before = (
+            time_index(step, lengths[row], reverse),
+            time_index(step - 1, lengths[row], reverse),
+        )
+        k = cuda.threadIdx.x
+        while k < sequence.shape[2]:
+            packed[start + row, k] = sequence[n, t, k]
+            k += cuda.blockDim.x
         k = cuda.threadIdx.x
         while k < h0.shape[2]:
-            h_before[start + row, 0, k] = h0[layer, n, k] if step == 0 else y[n, t, k]
+            h_before[start + row, 0, k] = h0[layer, n, k] if step == 0 else y[n, before, k]
             k += cuda.blockDim.x
         row += cuda.gridDim.y
 
@@ -103,7 +114,7 @@ def _gather_h_before(
 FUNCTIONS: dict[str, Callable[..., None]] = {
     "gather_sequence": _make_sequence_kernel(_pack),
     "add_sequence": _make_sequence_kernel(_add),
-    "gather_h_before": _gather_h_before,
+    "gather_before": _gather_before,
     "gather_state": _make_state_kernel(_take),
     "scatter_state": _make_state_kernel(_put),
 }
