@@ -431,15 +431,14 @@ def _rounded(values: Any, bits: int) -> Any:
 
 
 class Handle:
-    """`blas.Handle`: what multiplies is the number of the stream that `gemm` is to use."""
+    """`blas.Handle`: what multiplies is the number of the stream that is to be used."""
 
     def on(self, stream: int, workspace: Any) -> int:
         """See `blas.Handle`."""
         return stream
 
 
-def gemm(
-    m: int,
+def product(
     n: int,
     k: int,
     a: Any,
@@ -449,12 +448,20 @@ def gemm(
     add: bool,
     precision: Any = None,
     multiply: int | None = None,
-) -> None:
-    """`blas.gemm` on NumPy arrays; CuPy's own handle, on the null stream, cannot be captured."""
-    if m == 0 or n == 0:
-        return
-    pointer = sys.modules["cupy"].cuda.get_current_stream().ptr if multiply is None else multiply
-    Stream.launch(pointer, lambda: _multiply(m, n, k, a, b, c, add, precision))
+) -> Callable[[int, int], None]:
+    """`blas.product` on NumPy arrays; CuPy's own handle, on the null stream, cannot be captured."""
+
+    def run(m: int, a_start: int) -> None:
+        if m == 0 or n == 0:
+            return
+        null = sys.modules["cupy"].cuda.get_current_stream().ptr
+        from_there = a._replace(start=a_start)
+        Stream.launch(
+            null if multiply is None else multiply,
+            lambda: _multiply(m, n, k, from_there, b, c, add, precision),
+        )
+
+    return run
 
 
 def _multiply(m: int, n: int, k: int, a: Any, b: Any, c: Any, add: bool, precision: Any) -> None:
@@ -471,7 +478,7 @@ def install(patch: Any) -> Any:
     cupy = _cupy()
     patch.setitem(sys.modules, "cupy", cupy)
     patch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
-    patch.setattr(blas, "gemm", gemm)
+    patch.setattr(blas, "product", product)
     patch.setattr(blas, "Handle", Handle)
     patch.setattr(Stream, "busy", set())
     patch.setattr(launch.Kernel, "bind", lambda self, device, *arrays: Launch(self, device, arrays))

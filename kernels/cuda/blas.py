@@ -1,4 +1,4 @@
-"""Matrix products on the GPU, by cuBLAS: `gemm` over row-major matrices inside larger arrays."""
+"""Matrix products on the GPU, by cuBLAS, of row-major matrices inside larger arrays."""
 
 import ctypes
 import functools
@@ -58,9 +58,10 @@ def _cublas() -> tuple[Any, Any]:
     return get_cublas_handle, cublas.gemmEx
 
 
-def _on_current_stream(*numbers: int) -> None:
+def _on_current_stream() -> Callable[..., None]:
+    """What multiplies on CuPy's current stream."""
     handle, multiply = _cublas()
-    multiply(handle(), *numbers)
+    return functools.partial(multiply, handle())
 
 
 @functools.cache
@@ -136,8 +137,11 @@ class Handle:
         return functools.partial(_call, "cublasGemmEx", self._handle)
 
 
-def gemm(
-    m: int,
+# Computes ``c = a @ b``, or ``c += a @ b``, for so many rows of a and c, and a that starts there.
+Product = Callable[[int, int], None]
+
+
+def product(
     n: int,
     k: int,
     a: Matrix,
@@ -147,23 +151,35 @@ def gemm(
     add: bool,
     precision: str | None = None,
     multiply: Callable[..., None] | None = None,
-) -> None:
-    """``c = a @ b``, or ``c += a @ b``, for c of m rows and n columns.
+) -> Product:
+    """Prepare products of matrices a, of k columns, and one matrix b of n columns.
 
-    On the current stream, or by a `multiply` of `Handle.on`.
+    On the current stream, or by a `multiply` of `Handle.on`. Not only the numbers are the same for
+    all time steps: this takes as long as the call of cuBLAS.
     """
-    if m == 0 or n == 0:
-        return
-    if multiply is None:
-        multiply = _on_current_stream
+    multiply = multiply or _on_current_stream()
     size, kind, compute, zero, one, _ = _numbers(c.array.dtype, precision)
-    # cuBLAS's matrices are column-major: it is asked for the transposed product.
-    multiply(
-        _TRANSPOSED if b.transposed else _PLAIN,
-        _TRANSPOSED if a.transposed else _PLAIN,
-        n, m, k, one,
-        b.array.data.ptr + b.start * size, kind, b.stride,
-        a.array.data.ptr + a.start * size, kind, a.stride,
-        one if add else zero, c.array.data.ptr + c.start * size, kind, c.stride,
-        compute, _DEFAULT_ALGORITHM,
-    )  # fmt: skip
+    beta = one if add else zero
+    a_address, (b_address, c_address) = (
+        a.array.data.ptr,
+        (matrix.array.data.ptr + matrix.start * size for matrix in (b, c)),
+    )
+    a_kind, b_kind = (_TRANSPOSED if matrix.transposed else _PLAIN for matrix in (a, b))
+    a_stride, b_stride, c_stride = a.stride, b.stride, c.stride
+
+    def run(m: int, a_start: int) -> None:
+        if m == 0 or n == 0:
+            return
+        # cuBLAS's matrices are column-major: it is asked for the transposed product.
+        multiply(
+            b_kind, a_kind, n, m, k, one, b_address, kind, b_stride,
+            a_address + a_start * size, kind, a_stride,
+            beta, c_address, kind, c_stride, compute, _DEFAULT_ALGORITHM,
+        )  # fmt: skip
+
+    return run
+
+
+def gemm(m: int, n: int, k: int, a: Matrix, b: Matrix, c: Matrix, **options: Any) -> None:
+    """``c = a @ b``, or ``c += a @ b``, for c of m rows and n columns; see `product`."""
+    product(n, k, a, b, c, **options)(m, a.start)

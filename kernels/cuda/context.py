@@ -7,6 +7,7 @@ import numpy as np
 
 from ..cells import Cell
 from ..ragged import RaggedRows
+from .blas import Product
 from .launch import Placed
 
 
@@ -42,7 +43,7 @@ class Context(NamedTuple):
     ragged: RaggedRows
     offset: list[int]  # packed rows before each step; see `ragged`
     reverse: bool
-    gemm: Callable[..., None]  # `blas.gemm` in this precision
+    product: Callable[..., Product]  # `blas.product` in this precision
     xp: Any
     device: Any
     stream: int

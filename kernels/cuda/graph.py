@@ -76,8 +76,8 @@ class _Place(NamedTuple):
     def context(self, context: Context, stream: int) -> Context:
         """The context with products by our handle, on a stream."""
         multiply = self.handle.on(stream, self.workspace)
-        gemm = functools.partial(blas.gemm, precision=context.precision, multiply=multiply)
-        return context._replace(stream=stream, gemm=gemm)
+        product = functools.partial(blas.product, precision=context.precision, multiply=multiply)
+        return context._replace(stream=stream, product=product)
 
 
 class _Plan(NamedTuple):

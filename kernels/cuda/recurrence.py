@@ -89,6 +89,7 @@ class Recurrence:
 
         self.xp, self.cell, self.dtype, self.ragged = xp, cell, dtype, ragged
         self._gemm = functools.partial(blas.gemm, precision=precision)
+        self._product = functools.partial(blas.product, precision=precision)
         self.I, self.H, self.N = input_size, hidden_size, len(ragged.order)
         self.gates, self.recurrent = len(cell.input_gates), len(cell.recurrent_gates)
         self.steps = len(ragged.offset) - 1
@@ -135,7 +136,7 @@ class Recurrence:
             self._kept_on[device.id, stream, whose] = kept
         return Context(
             self.cell, self.H, self.dtype, self.precision, self.ragged, self.offset, reverse,
-            self._gemm, self.xp, device, stream, *kept,
+            self._product, self.xp, device, stream, *kept,
         )  # fmt: skip
 
     def _blocks_of(self, row_elements: int) -> _Blocks:

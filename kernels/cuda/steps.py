@@ -74,8 +74,11 @@ def forward(context: Context, arrays: ForwardArrays) -> Loop:
             device, x_sums, h_sums, weights.bias_ih, weights.bias_hh, state, values, y_out,
             context.order, context.lengths,
         )  # fmt: skip
+        columns = part.recurrents * H
         recurrent = Matrix(weights.hh, part.recurrents_before * H * H, H, transposed=True)
-        phases.append((part.recurrents * H, operand, recurrent, h_sums, make, equations))
+        sums = Matrix(h_sums, 0, columns)
+        multiply = context.product(columns, H, operand, recurrent, sums, add=False)
+        phases.append((make, multiply, equations))
 
     def run(first: int, last: int) -> None:
         for step in range(first, last):
@@ -83,12 +86,10 @@ def forward(context: Context, arrays: ForwardArrays) -> Loop:
             if rows == 0:
                 break  # no sample is as long
             grid, value_start = unit_grid(rows, H), offset[step] if keep else 0
-            for columns, operand, recurrent, h_sums, make, equations in phases:
+            for make, multiply, equations in phases:
                 if make is not None:
                     make(grid, BLOCK, stream, rows, value_start)
-                if columns:
-                    sums = Matrix(h_sums, 0, columns)
-                    context.gemm(rows, columns, H, operand, recurrent, sums, add=False)
+                multiply(rows, 0)
                 equations(
                     grid, BLOCK, stream, rows, step, context.reverse,
                     offset[step] - offset[first], value_start,
@@ -121,7 +122,10 @@ def backward(context: Context, arrays: BackwardArrays) -> Loop:
                 device, h_before, values, doperand, dstate, dvalues
             )
         recurrent = Matrix(weights.hh, part.recurrents_before * H * H, H)
-        phases.append((part, recurrent, target, spread, equations))
+        columns, before = part.recurrents * H, part.recurrents_before * H
+        d, add = Matrix(d_hh, 0, wide), spread is None
+        multiply = context.product(H, columns, d, recurrent, target, add=add) if columns else None
+        phases.append((before, multiply, spread, equations))
 
     def run(first: int, last: int) -> None:
         for step in reversed(range(first, last)):
@@ -129,14 +133,12 @@ def backward(context: Context, arrays: BackwardArrays) -> Loop:
             if rows == 0:
                 continue
             grid, start = unit_grid(rows, H), offset[step] - offset[first]
-            for part, recurrent, target, spread, equations in phases:
+            for before, multiply, spread, equations in phases:
                 equations(
                     grid, BLOCK, stream, rows, step, context.reverse, has_dy, start, offset[step]
                 )
-                if part.recurrents:
-                    d = Matrix(d_hh, start * wide + part.recurrents_before * H, wide)
-                    columns = part.recurrents * H
-                    context.gemm(rows, H, columns, d, recurrent, target, add=spread is None)
+                if multiply is not None:
+                    multiply(rows, start * wide + before)
                 if spread is not None:
                     spread(grid, BLOCK, stream, rows, start, offset[step])
 
