@@ -346,7 +346,8 @@ def _check_lengths(lengths: Any, N: int, T: int) -> Any:
         values = lengths.tolist()
     else:
         if not isinstance(lengths, Sequence) or isinstance(lengths, str | bytes | bytearray):
-            raise TypeError(refusal)
+            kind = type(lengths)  # CuPy's arrays look like NumPy's
+            raise TypeError(f"{refusal} ({kind.__module__}.{kind.__qualname__})")
         values = [whole_number(f"lengths[{i}]", length) for i, length in enumerate(lengths)]
         if len(values) != N:
             raise ValueError(refusal)
