@@ -4,12 +4,14 @@ One process, one stream, times by CUDA events; the contenders take turns in ever
 row for each precision: float32, float32 with TF32 products, and bfloat16. `of floor` is the
 fraction of a bound: the arithmetic at the device's peak, and 0.45 µs a step to exchange h through
 the second level cache (0.12 where one multiprocessor holds all weights). With `--loops`, fastgru's
-own loops, chosen or not, take turns instead: what the table of loops should be made from.
+own loops, chosen or not, take turns instead: what the table of loops should be made from. `host` is
+the time until a call of fastgru returns, whatever still runs on the GPU.
 """
 
 import argparse
 import json
 import platform
+import time
 from collections.abc import Callable
 from statistics import geometric_mean, median
 from typing import Any, NamedTuple
@@ -139,9 +141,13 @@ def run_a_few(contender: Contender) -> Any:
     return contender.run()
 
 
-def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Seconds a call of each contender in each round."""
-    laps: dict[str, list[float]] = {name: [] for name in contenders}
+Laps = dict[str, list[float]]
+
+
+def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> tuple[Laps, Laps]:
+    """Seconds a call of each contender in each round, and seconds until a call returns."""
+    laps: Laps = {name: [] for name in contenders}
+    host: Laps = {name: [] for name in contenders}
     calls = dict.fromkeys(contenders, 1)
     for number in range(rounds + 1):  # the first decides the number of calls
         for name, contender in contenders.items():
@@ -155,9 +161,19 @@ def play(torch: Any, contenders: dict[str, Contender], rounds: int) -> dict[str,
             seconds = start.elapsed_time(end) / 1e3 / calls[name]
             if number:
                 laps[name].append(seconds)
+                host[name].append(until_it_returns(contender))  # with nothing else to run
+                end.record()
+                end.synchronize()
             else:
                 calls[name] = max(1, min(MOST_CALLS, int(TURN / seconds)))
-    return laps
+    return laps, host
+
+
+def until_it_returns(contender: Contender) -> float:
+    """Seconds that the host takes for a call: what it launches may run on."""
+    start = time.perf_counter()
+    contender.run()
+    return time.perf_counter() - start
 
 
 class Arrays(NamedTuple):
@@ -196,7 +212,8 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> list[Row]:
         contenders[f"fastgru {precision}"] = ours(*arrays[3:], precision, mode, choice.CHOICES)
         contenders[f"cuDNN {precision}"] = theirs(torch, cell, *arrays[:3], precision, mode)
     results = {name: read(run_a_few(contender)) for name, contender in contenders.items()}
-    wrong, laps = check(results, "cuDNN float32"), play(torch, contenders, rounds)
+    wrong = check(results, "cuDNN float32")
+    laps, host = play(torch, contenders, rounds)
     rows = []
     for precision in PRECISIONS:
         names = [f"{name} {precision}" for name in ("fastgru", "cuDNN")]
@@ -205,6 +222,7 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> list[Row]:
         row |= {"fastgru": own, "cuDNN": other, "ratio": other / own}
         row |= {"floor": floor(cell, B, H, precision, mode)}
         row |= {"seconds": {name: laps[name] for name in names}}
+        row |= {"host": {name: host[name] for name in names}}
         rows.append(row | {"wrong": {name: wrong[name] for name in names if name in wrong}})
     return rows
 
@@ -226,12 +244,12 @@ def measure_loops(cell: str, mode: str, B: int, H: int, rounds: int) -> list[Row
             wrong[name] = f"{type(error).__name__}: {error}"
             del contenders[name]
     wrong |= check(results, "steps float32")
-    laps = play(torch, contenders, rounds)
+    laps, host = play(torch, contenders, rounds)
     rows = []
     for precision in PRECISIONS:
         row: Row = {"cell": cell, "mode": mode, "B": B, "H": H, "precision": precision}
-        row["seconds"] = {n: lap for n, lap in laps.items() if n.split()[1] == precision}
-        row["wrong"] = {n: text for n, text in wrong.items() if n.split()[1] == precision}
+        for label, found in (("seconds", laps), ("host", host), ("wrong", wrong)):
+            row[label] = {n: value for n, value in found.items() if n.split()[1] == precision}
         rows.append(row)
     return rows
 
@@ -241,7 +259,9 @@ def show(row: Row) -> None:
     text = f"{row['B']:>5}{row['H']:>6}  {row['precision']:<10}"
     if "ratio" in row:
         text += f"{1e6 * row['fastgru']:>10.0f}{1e6 * row['cuDNN']:>10.0f}{row['ratio']:>8.2f}"
-        text += f"{row['floor'] / row['fastgru']:>10.2f}  "
+        text += f"{row['floor'] / row['fastgru']:>10.2f}"
+        host = row["host"][f"fastgru {row['precision']}"]
+        text += f"{1e6 * median(host):>8.0f}  "
     else:
         for name, laps in row["seconds"].items():
             text += f"{name.split()[0]:>10}{1e6 * median(laps):>8.0f}"
@@ -273,10 +293,9 @@ def run(options: argparse.Namespace, torch: Any) -> int:
     for cell in options.cell:
         for mode in options.mode:
             print(f"\n{cell}, {mode}; µs a call, medians of {options.rounds} rounds")
-            names = (
-                "" if options.loops else f"{'fastgru':>10}{'cuDNN':>10}{'ratio':>8}{'of floor':>10}"
-            )
-            print(f"{'B':>5}{'H':>6}  {'precision':<10}{names}")
+            widths = {"fastgru": 10, "cuDNN": 10, "ratio": 8, "of floor": 10, "host": 8}
+            names = "".join(f"{name:>{width}}" for name, width in widths.items())
+            print(f"{'B':>5}{'H':>6}  {'precision':<10}{'' if options.loops else names}")
             found: list[Row] = []
             for B, H in shapes:
                 try:

@@ -1120,6 +1120,8 @@ def test_loops_take_turns_in_benchmarks(
         assert [name.split()[0] for name in row["seconds"]] == [on_chip, "graph", "steps"]
         assert set(row["wrong"].values()) <= {"RuntimeError: no exchange today"}
         assert bool(row["wrong"]) == (row["precision"] == "float32")
+        assert list(row["host"]) == list(row["seconds"])
+        assert all(0 < min(laps) for laps in row["host"].values())
     assert "steps 1000000" in capsys.readouterr().out
     assert choice.CHOICES is table
     assert [plan for plan in kept_plans() if hasattr(plan.arrays, "dy")]
