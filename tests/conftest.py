@@ -39,8 +39,11 @@ def gpu() -> problems.Library:
     import cupy
 
     from fastgru import packed
+    from fastgru.kernels.cuda import recurrence
 
-    packed._architecture.cache_clear()  # it may keep what the simulation left
+    # They may keep what the simulation left.
+    packed._architecture.cache_clear()
+    vars(recurrence._of_thread).clear()
     if os.environ.get(PLAIN_MEMORY):
         cupy.cuda.set_allocator(None)
     return problems.Library("cupy", cupy.asarray, cupy.asnumpy)

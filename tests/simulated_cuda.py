@@ -25,6 +25,7 @@ from fastgru.kernels.cuda import (
     intrinsics,
     launch,
     pointwise,
+    recurrence,
     resident_kernels,
     rows,
 )
@@ -404,7 +405,7 @@ class Launch:
                 patch.setattr(module, "cuda", cuda)
             patch.setattr(intrinsics, "acted_out", cuda)
             waits = not {"syncthreads", "arrive_at_cluster"}.isdisjoint(function.__code__.co_names)
-            together = kernel.how is launch._together
+            together = kernel.launch is launch._together
             call = functools.partial(function, *self.arrays, *numbers)
             cuda.run(call, waits, together, kernel._cluster)
 
@@ -451,11 +452,11 @@ def product(
 ) -> Callable[[int, int], None]:
     """`blas.product` on NumPy arrays; CuPy's own handle, on the null stream, cannot be captured."""
 
-    def run(m: int, a_start: int) -> None:
+    def run(m: int, offset: int) -> None:
         if m == 0 or n == 0:
             return
         null = sys.modules["cupy"].cuda.get_current_stream().ptr
-        from_there = a._replace(start=a_start)
+        from_there = a._replace(start=a.start + offset)
         Stream.launch(
             null if multiply is None else multiply,
             lambda: _multiply(m, n, k, from_there, b, c, add, precision),
@@ -488,4 +489,5 @@ def install(patch: Any) -> Any:
         lambda self, device: device.attributes["MultiProcessorCount"] // self._cluster,
     )
     packed._architecture.cache_clear()  # it keeps what runs kernels
+    vars(recurrence._of_thread).clear()
     return cupy

@@ -109,6 +109,28 @@ def test_blocks_of_steps_do_not_matter(
             assert_close(a, b, 16 * EPS)
 
 
+@pytest.mark.parametrize("missing", ["dy", "dh_n", "a member of dh_n"])
+@each_cell
+def test_gradients_that_are_missing_are_zeros(cell: str, missing: str, cupy: Library) -> None:
+    problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype="float32")
+    if missing == "dy":
+        zeros: Any = problem._replace(dy=np.zeros_like(problem.dy))
+    else:
+        gone = len(problem.dh_n) if missing == "dh_n" else 1
+        rest = problem.dh_n[gone:]
+        zeros = problem._replace(dh_n=(*map(np.zeros_like, problem.dh_n[:gone]), *rest))
+    x, params, h0, lengths, dy, dh_n = cupy.take(zeros)
+    _, _, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
+    given: dict[str, Any] = {"dy": dy, "dh_n": as_state(dh_n)}
+    if missing in given:
+        given[missing] = None
+    else:
+        given["dh_n"] = as_state((None, *dh_n[1:]))
+    got = cupy.give(fastgru.backward(saved, **given))
+    for a, b in zip(flatten(got), flatten(solve(zeros)[2]), strict=True):
+        assert_close(a, b, 16 * EPS)
+
+
 @pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (3, 0, 3, 5)])
 @each_cell
 def test_nothing_to_do(cell: str, sizes: tuple[int, int, int, int], cupy: Library) -> None:
@@ -173,6 +195,7 @@ def test_bias_gradients_are_sums_in_float32(simulated: Library) -> None:
         _, _, saved = fastgru.forward_train(x, params, h0, precision=precision)
         found.append(simulated.give(fastgru.backward(saved, dy)).params.to_dict())
     for name in ("bias_ih_l0", "bias_hh_l0"):
+        assert np.isfinite(found[0][name]).all()
         assert_same_bits((found[0][name],), (found[1][name],))
 
 
@@ -329,16 +352,16 @@ def test_streams_have_their_own_copies_of_the_order(
         stream = type("Stream", (), {"ptr": pointer})
         monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda stream=stream: stream)
         assert_same_bits(fastgru.forward(x, weights, h0[0]), want)
-        kept = call.recurrences[0]._kept_on
+        kept = call.recurrences[0]._indices_on
         assert any(key[:2] == (0, pointer) for key in kept)  # 2 has one for each thread
         assert len(kept) <= 16
     for pointer in range(200, 216):  # as many as are kept
         stream = type("Stream", (), {"ptr": pointer})
         monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda stream=stream: stream)
         fastgru.forward(x, weights, h0[0])
-        copies = call.recurrences[0]._kept_on[0, pointer, 0]
+        copies = call.recurrences[0]._indices_on[0, pointer, 0]
         fastgru.forward(x, weights, h0[0])
-        assert call.recurrences[0]._kept_on[0, pointer, 0] is copies
+        assert call.recurrences[0]._indices_on[0, pointer, 0] is copies
 
 
 # --- the loop that keeps the weights on chip ------------------------------------------------------
@@ -1039,14 +1062,53 @@ def test_cublas_is_called_with_what_it_expects(noted: list[Any]) -> None:
     matrix = at(dtype=np.dtype("float32"), data=at(ptr=2**42))
     a, b, c = (blas.Matrix(matrix, start, 10 + start) for start in (1, 2, 3))
     blas.gemm(4, 5, 6, a, b._replace(transposed=True), c, add=True, multiply=multiply)
-    one = blas._numbers(np.dtype("float32"), None).one
-    assert noted[2][2:] == (
-        *(1, 0, 5, 4, 6, one, 2**42 + 8, 0, 12, 2**42 + 4, 0, 11, one, 2**42 + 12, 0, 13, 68, -1),
-    )
+    told = [*noted[2][2:]]
+    one = told[5]
+    assert ctypes.c_float.from_address(one).value == 1
+    assert told == [1, 0, 5, 4, 6, one, 2**42 + 8, 0, 12, 2**42 + 4, 0, 11, one, 2**42 + 12, 0, 13,
+                    68, -1]  # fmt: skip
     with pytest.raises(RuntimeError, match="cublasSetStream_v2 failed with status 13"):
         handle.on(99, None)
     del handle, multiply
     assert noted[-1] == ("cublasDestroy_v2", 2**50)
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "precision", "kind", "compute"),
+    [
+        ("float32", None, 0, 68),
+        ("float32", "tf32", 0, 77),
+        ("float32", "bf16", 0, 75),
+        ("float64", None, 1, 70),
+    ],
+)
+def test_products_are_prepared_once(
+    cuda_tools: None, dtype: str, precision: Any, kind: int, compute: int, add: bool
+) -> None:
+    from fastgru.kernels.cuda import blas
+
+    def matrix(address: int, start: int, stride: int) -> Any:
+        memory = types.SimpleNamespace(ptr=address)
+        return blas.Matrix(types.SimpleNamespace(dtype=np.dtype(dtype), data=memory), start, stride)
+
+    told: list[Any] = []
+    a, b, c = matrix(1000, 1, 20), matrix(2000, 2, 30), matrix(3000, 3, 40)
+    options: Any = {"precision": precision, "multiply": lambda *numbers: told.append(numbers)}
+    product = blas.product(5, 6, a, b, c, add=add, **options)
+    for rows, offset in ((4, 0), (0, 0), (3, 7)):
+        product(rows, offset)
+    blas.product(0, 6, a, b, c, add=add, **options)(4, 0)
+    size = np.dtype(dtype).itemsize
+    number: Any = {4: ctypes.c_float, 8: ctypes.c_double}[size]
+    for (rows, offset), found in zip(((4, 0), (3, 7)), told, strict=True):
+        alpha, beta = found[5], found[12]
+        assert number.from_address(alpha).value == 1
+        assert number.from_address(beta).value == add
+        assert found == (
+            0, 0, 5, rows, 6, alpha, 2000 + 2 * size, kind, 30,
+            1000 + (1 + offset) * size, kind, 20, beta, 3000 + 3 * size, kind, 40, compute, -1,
+        )  # fmt: skip
 
 
 def test_another_cublas_than_that_of_cupy_is_refused(
@@ -1121,7 +1183,7 @@ def test_loops_take_turns_in_benchmarks(
         assert set(row["wrong"].values()) <= {"RuntimeError: no exchange today"}
         assert bool(row["wrong"]) == (row["precision"] == "float32")
         assert list(row["host"]) == list(row["seconds"])
-        assert all(0 < min(laps) for laps in row["host"].values())
+        assert all(min(laps) > 0 for laps in row["host"].values())
     assert "steps 1000000" in capsys.readouterr().out
     assert choice.CHOICES is table
     assert [plan for plan in kept_plans() if hasattr(plan.arrays, "dy")]
@@ -1295,7 +1357,7 @@ def test_kernels_take_words_as_they_are_laid_out(
 
     kernel = launch.Kernel(of_one_array, np.dtype("float32"), None)
     monkeypatch.setattr(kernel, "_handle", lambda device: None)
-    monkeypatch.setattr(kernel, "how", lambda *how: given.append(how[-1]))
+    monkeypatch.setattr(kernel, "launch", lambda *how: given.append(how[-1]))
 
     def launched(pointer: int) -> Any:
         array.data.ptr = pointer
@@ -1317,7 +1379,7 @@ def test_kernels_take_words_as_they_are_laid_out(
     assert words() == [0, 0, 24, 4, 9, 2, 3, 4, 48, 16, 4, 9, 0]
     with pytest.raises(TypeError, match="expected 2 numbers"):
         third((1, 1), (1, 1), 0, 8)
-    with pytest.raises(TypeError, match=r"expected arrays of 11 words, got \[3, 3\] dimensions"):
+    with pytest.raises(TypeError, match=r"expected arrays of \[3\] dimensions, got \[3, 3\]"):
         kernel.bind(None, launch.Placed(array, launch.words_of(array)), array)
 
     patch = pytest.MonkeyPatch()

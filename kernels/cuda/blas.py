@@ -36,17 +36,18 @@ class _Numbers(NamedTuple):
     size: int  # in bytes
     kind: int
     compute: int
-    zero: int  # address in the host's memory
+    zero: int  # its address in the host's memory
     one: int
-    kept: Any  # there
+    both: Any  # the array that holds them
 
 
 @functools.cache
 def _numbers(dtype: np.dtype[Any], precision: str | None) -> _Numbers:
-    kept = np.array([0, 1], dtype)
-    zero, size = kept.ctypes.data, dtype.itemsize
+    """Those of a dtype and precision; the array lives as long as their addresses are used."""
+    both = np.array([0, 1], dtype)
+    zero, size = both.ctypes.data, dtype.itemsize
     kind, compute = (_REAL_32F, COMPUTE[precision]) if size == 4 else (_REAL_64F, _COMPUTE_64F)
-    return _Numbers(size, kind, compute, zero, zero + size, kept)
+    return _Numbers(size, kind, compute, zero, zero + size, both)
 
 
 @functools.cache
@@ -137,7 +138,7 @@ class Handle:
         return functools.partial(_call, "cublasGemmEx", self._handle)
 
 
-# Computes ``c = a @ b``, or ``c += a @ b``, for so many rows of a and c, and a that starts there.
+# Called with the number of rows of a and c, and how many elements further than `a` says a starts.
 Product = Callable[[int, int], None]
 
 
@@ -152,28 +153,29 @@ def product(
     precision: str | None = None,
     multiply: Callable[..., None] | None = None,
 ) -> Product:
-    """Prepare products of matrices a, of k columns, and one matrix b of n columns.
+    """Prepare ``c = a @ b``, or ``c += a @ b``, for n columns of b and k of a, and any rows.
 
-    On the current stream, or by a `multiply` of `Handle.on`. Not only the numbers are the same for
-    all time steps: this takes as long as the call of cuBLAS.
+    On the current stream, or by a `multiply` of `Handle.on`. For products of every time step: what
+    cuBLAS is told is then the same but for two numbers, and finding it takes the host as long as
+    telling it.
     """
     multiply = multiply or _on_current_stream()
     size, kind, compute, zero, one, _ = _numbers(c.array.dtype, precision)
     beta = one if add else zero
-    a_address, (b_address, c_address) = (
-        a.array.data.ptr,
-        (matrix.array.data.ptr + matrix.start * size for matrix in (b, c)),
+    a_address, b_address, c_address = (
+        matrix.array.data.ptr + matrix.start * size for matrix in (a, b, c)
     )
     a_kind, b_kind = (_TRANSPOSED if matrix.transposed else _PLAIN for matrix in (a, b))
     a_stride, b_stride, c_stride = a.stride, b.stride, c.stride
 
-    def run(m: int, a_start: int) -> None:
+    def run(m: int, offset: int, arrays: Any = (a.array, b.array, c.array)) -> None:
+        # The arrays live as long as their addresses are used.
         if m == 0 or n == 0:
             return
         # cuBLAS's matrices are column-major: it is asked for the transposed product.
         multiply(
             b_kind, a_kind, n, m, k, one, b_address, kind, b_stride,
-            a_address + a_start * size, kind, a_stride,
+            a_address + offset * size, kind, a_stride,
             beta, c_address, kind, c_stride, compute, _DEFAULT_ALGORITHM,
         )  # fmt: skip
 
@@ -182,4 +184,4 @@ def product(
 
 def gemm(m: int, n: int, k: int, a: Matrix, b: Matrix, c: Matrix, **options: Any) -> None:
     """``c = a @ b``, or ``c += a @ b``, for c of m rows and n columns; see `product`."""
-    product(n, k, a, b, c, **options)(m, a.start)
+    product(n, k, a, b, c, **options)(m, 0)

@@ -50,7 +50,6 @@ class Context(NamedTuple):
     order: Placed  # (N,) sample of each sorted row
     lengths: Placed  # (N,) steps of each sorted row
     offset_on_device: Placed  # (T + 1,)
-    kept: dict[str, Any]  # what else later calls on this stream may use again
 
     @property
     def N(self) -> int:  # noqa: N802

@@ -8,6 +8,7 @@ step anew, which takes longer than a small kernel runs.
 import ctypes
 import functools
 import inspect
+import itertools
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -160,6 +161,15 @@ class Kernel:
         Number of blocks, along y, that the kernel forms a cluster of.
     shared_bytes : int
         Of the shared memory whose size the kernel leaves open.
+
+    Attributes
+    ----------
+    words, numbers : int
+        Of its arrays, and those after them.
+    launch : callable
+        See below: apart, together or in clusters.
+    frames : list
+        Memory for the arguments of launches, of those that are over.
     """
 
     def __init__(
@@ -174,13 +184,12 @@ class Kernel:
     ) -> None:
         self._function, self._dtype, self._key, self._threads = function, dtype, key, threads
         self._cluster, self.shared_bytes = cluster, shared_bytes
-        self.how = _in_clusters if cluster > 1 else _together if together else _apart
+        self.launch = _in_clusters if cluster > 1 else _together if together else _apart
         parameters = signature_of(function, dtype).args
-        dimensions = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
-        self.numbers = len(parameters) - len(dimensions)
-        self.words = sum(5 + 2 * ndim for ndim in dimensions)  # of all arrays
+        self._words_of = [5 + 2 * kind.ndim for kind in parameters if isinstance(kind, types.Array)]
+        self.words, self.numbers = sum(self._words_of), len(parameters) - len(self._words_of)
         self._layout = struct.Struct(f"{self.words}q")
-        self.frames: list[_Frame] = []  # of launches that are over
+        self.frames: list[_Frame] = []
         self._on_device: dict[int, Any] = {}
 
     def assembled(self, capability: tuple[int, int]) -> Assembled:
@@ -203,18 +212,16 @@ class Kernel:
 
         An array may be `Placed`.
         """
-        words: list[int] = []
-        for array in arrays:
-            words += array.words if array.__class__ is Placed else words_of(array)
-        if len(words) != self.words:
-            found = [array.ndim for array in arrays]
-            raise TypeError(f"expected arrays of {self.words} words, got {found} dimensions")
+        given = [a.words if a.__class__ is Placed else words_of(a) for a in arrays]
+        if [*map(len, given)] != self._words_of:
+            expected, found = ([(n - 5) // 2 for n in c] for c in (self._words_of, map(len, given)))
+            raise TypeError(f"expected arrays of {expected} dimensions, got {found}")
         handle = self._handle(device)
         try:
             frame = self.frames.pop()
         except IndexError:  # all are in use
             frame = _Frame.of(self.words + self.numbers)
-        self._layout.pack_into(frame.memory, 0, *words)
+        self._layout.pack_into(frame.memory, 0, *itertools.chain.from_iterable(given))
         return Launch(self, handle, frame, arrays)
 
     def _handle(self, device: Any) -> Any:
@@ -276,11 +283,6 @@ class Placed(NamedTuple):
     array: Any
     words: tuple[int, ...]
 
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return int(self.array.ndim)
-
 
 class _Frame(NamedTuple):
     """Memory for the arguments of a launch: words, and after them their addresses."""
@@ -312,7 +314,7 @@ class Launch:
             raise TypeError(f"expected {kernel.numbers} numbers, got {numbers}")
         memory[kernel.words : kernel.words + kernel.numbers] = numbers
         stream = stream or _LEGACY_STREAM
-        kernel.how(self._handle, grid, block, kernel.shared_bytes, stream, addresses)
+        kernel.launch(self._handle, grid, block, kernel.shared_bytes, stream, addresses)
 
     def __del__(self) -> None:
         # A launch copies its arguments, so the memory is free: laying out 50 addresses anew would

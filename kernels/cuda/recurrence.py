@@ -24,7 +24,7 @@ from .steps import phase_kernels
 _log = logging.getLogger(__name__)
 _of_thread = threading.local()
 _MOST_STREAMS = 16  # whose copies of the ragged order are kept
-_MOST_ONES = 2**14  # that are kept for a stream
+_MOST_ONES = 2**14  # that a thread keeps for a stream
 _DEFAULT_OF_THREAD = 2  # the driver's number for it
 
 # Workspace for a block of steps; larger blocks make no product faster.
@@ -96,8 +96,9 @@ class Recurrence:
         self.offset: list[int] = ragged.offset.tolist()
         self.precision = precision
         self._loops: dict[tuple[int, int], Choice] = {}  # by device and blocks of steps
-        self._kept_on: dict[tuple[int, int, int], tuple[Any, ...]] = {}
-        self._blocks: dict[tuple[int, int], _Blocks] = {}
+        # The ragged order by device, stream and thread; blocks of steps by the size of a row.
+        self._indices_on: dict[tuple[int, int, Any], tuple[Placed, ...]] = {}
+        self._blocks_of_size: dict[tuple[int, int], _Blocks] = {}
 
     def _loop(self, device: Any, blocks: int) -> Choice:
         """The loop for a device and so many blocks of steps."""
@@ -123,26 +124,27 @@ class Recurrence:
             self.xp.cuda.runtime.free(0)
             ready.add(device.id)
         stream = self.xp.cuda.get_current_stream().ptr
-        # The number of the default stream of each thread is the same.
-        whose = threading.get_ident() if stream == _DEFAULT_OF_THREAD else 0
+        # The number of the default stream of each thread is the same, and that of a thread comes
+        # again when it has ended.
+        whose = stream == _DEFAULT_OF_THREAD and vars(_of_thread).setdefault("thread", object())
         # Copied on this stream, and given back to its memory: for other streams it could be too
         # early, or too late.
-        kept = self._kept_on.get((device.id, stream, whose))
-        if kept is None:
-            indices = [self.xp.asarray(part.astype(np.int64)) for part in self.ragged]
-            kept = *[Placed(array, words_of(array)) for array in indices], {}
-            if len(self._kept_on) >= _MOST_STREAMS:
-                self._kept_on.clear()
-            self._kept_on[device.id, stream, whose] = kept
+        indices = self._indices_on.get((device.id, stream, whose))
+        if indices is None:
+            arrays = [self.xp.asarray(part.astype(np.int64)) for part in self.ragged]
+            indices = tuple([Placed(array, words_of(array)) for array in arrays])
+            if len(self._indices_on) >= _MOST_STREAMS:
+                self._indices_on.clear()
+            self._indices_on[device.id, stream, whose] = indices
         return Context(
             self.cell, self.H, self.dtype, self.precision, self.ragged, self.offset, reverse,
-            self._product, self.xp, device, stream, *kept,
+            self._product, self.xp, device, stream, *indices,
         )  # fmt: skip
 
     def _blocks_of(self, row_elements: int) -> _Blocks:
         """The blocks of steps whose packed rows, of so many elements, fit the workspace."""
-        key = row_elements, _BLOCK_BYTES
-        if key not in self._blocks:
+        key = row_elements, _BLOCK_BYTES  # which tests change
+        if key not in self._blocks_of_size:
             fit = max(1, _BLOCK_BYTES // (row_elements * self.dtype.itemsize))
             blocks, first = [], 0
             while first < self.steps:
@@ -151,8 +153,8 @@ class Recurrence:
                 blocks.append((first, last, self.offset[last] - self.offset[first]))
                 first = last
             most = max([rows for _, _, rows in blocks], default=0)
-            self._blocks[key] = _Blocks(tuple(blocks), most)
-        return self._blocks[key]
+            self._blocks_of_size[key] = _Blocks(tuple(blocks), most)
+        return self._blocks_of_size[key]
 
     def _move(
         self, context: Context, name: str, arrays: tuple[Any, ...], steps: int, *numbers: int
@@ -274,12 +276,17 @@ class Recurrence:
         return gradients
 
     def _ones(self, context: Context, count: int) -> Any:
-        """So many ones; few are kept, as making them takes the host longer than what they sum."""
-        ones = context.kept.get("ones")
+        """So many ones, few of them kept: making them takes the host as long as three launches."""
+        kept = vars(_of_thread).setdefault("ones", {})
+        key = context.device.id, context.stream, self.dtype
+        ones, _ = kept.get(key, (None, None))
         if ones is None or ones.size < count:
             ones = self.xp.ones(count, self.dtype)
             if count <= _MOST_ONES:
-                context.kept["ones"] = ones
+                if len(kept) >= _MOST_STREAMS:
+                    kept.clear()
+                # While the stream is there, no other has its number.
+                kept[key] = ones, self.xp.cuda.get_current_stream()
         return ones
 
     def _weight_gradients(

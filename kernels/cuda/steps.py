@@ -122,10 +122,10 @@ def backward(context: Context, arrays: BackwardArrays) -> Loop:
                 device, h_before, values, doperand, dstate, dvalues
             )
         recurrent = Matrix(weights.hh, part.recurrents_before * H * H, H)
-        columns, before = part.recurrents * H, part.recurrents_before * H
-        d, add = Matrix(d_hh, 0, wide), spread is None
+        columns, add = part.recurrents * H, spread is None
+        d = Matrix(d_hh, part.recurrents_before * H, wide)
         multiply = context.product(H, columns, d, recurrent, target, add=add) if columns else None
-        phases.append((before, multiply, spread, equations))
+        phases.append((multiply, spread, equations))
 
     def run(first: int, last: int) -> None:
         for step in reversed(range(first, last)):
@@ -133,12 +133,12 @@ def backward(context: Context, arrays: BackwardArrays) -> Loop:
             if rows == 0:
                 continue
             grid, start = unit_grid(rows, H), offset[step] - offset[first]
-            for before, multiply, spread, equations in phases:
+            for multiply, spread, equations in phases:
                 equations(
                     grid, BLOCK, stream, rows, step, context.reverse, has_dy, start, offset[step]
                 )
                 if multiply is not None:
-                    multiply(rows, start * wide + before)
+                    multiply(rows, start * wide)
                 if spread is not None:
                     spread(grid, BLOCK, stream, rows, start, offset[step])
 
