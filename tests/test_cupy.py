@@ -109,6 +109,14 @@ def test_blocks_of_steps_do_not_matter(
             assert_close(a, b, 16 * EPS)
 
 
+def test_sequences_of_growing_length(cupy: Library) -> None:
+    """What a thread keeps from shorter ones is not used for longer ones."""
+    for T in (2, 1, 5, 4):
+        problem = draw("gru", (2, T, 3, 5), dtype="float32")
+        for a, b in zip(flatten(*solve(problem, cupy)), flatten(*solve(problem)), strict=True):
+            assert_close(a, b, 16 * EPS)
+
+
 @pytest.mark.parametrize("missing", ["dy", "dh_n", "a member of dh_n"])
 @each_cell
 def test_gradients_that_are_missing_are_zeros(cell: str, missing: str, cupy: Library) -> None:
@@ -1375,6 +1383,9 @@ def test_kernels_take_words_as_they_are_laid_out(
     third = launched(11)
     assert words() == [0, 0, 24, 4, 11, 2, 3, 4, 48, 16, 4, 8, 1]
     assert given[2] == given[0] != given[1]
+    fourth = launched(13)
+    assert given[3] not in given[:3]
+    del fourth
     second((1, 1), (1, 1), 0, 9, False)
     assert words() == [0, 0, 24, 4, 9, 2, 3, 4, 48, 16, 4, 9, 0]
     with pytest.raises(TypeError, match="expected 2 numbers"):
