@@ -1390,7 +1390,7 @@ def test_kernels_take_words_as_they_are_laid_out(
     assert words() == [0, 0, 24, 4, 9, 2, 3, 4, 48, 16, 4, 9, 0]
     with pytest.raises(TypeError, match="expected 2 numbers"):
         third((1, 1), (1, 1), 0, 8)
-    with pytest.raises(TypeError, match=r"expected arrays of \[3\] dimensions, got \[3, 3\]"):
+    with pytest.raises(TypeError, match="expected arrays of 11 words in all, got 22"):
         kernel.bind(None, launch.Placed(array, launch.words_of(array)), array)
 
     patch = pytest.MonkeyPatch()

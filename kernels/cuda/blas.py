@@ -17,7 +17,6 @@ COMPUTE = {
 }
 _COMPUTE_64F = 70
 _REAL_32F, _REAL_64F = 0, 1
-_PLAIN, _TRANSPOSED = 0, 1
 _DEFAULT_ALGORITHM = -1
 
 
@@ -27,7 +26,7 @@ class Matrix(NamedTuple):
     array: Any
     start: int  # its first element
     stride: int  # elements from one row to the next
-    transposed: bool = False
+    transposed: bool = False  # as a number that of cuBLAS
 
 
 class _Numbers(NamedTuple):
@@ -162,19 +161,20 @@ def product(
     multiply = multiply or _on_current_stream()
     size, kind, compute, zero, one, _ = _numbers(c.array.dtype, precision)
     beta = one if add else zero
-    a_address, b_address, c_address = (
-        matrix.array.data.ptr + matrix.start * size for matrix in (a, b, c)
-    )
-    a_kind, b_kind = (_TRANSPOSED if matrix.transposed else _PLAIN for matrix in (a, b))
-    a_stride, b_stride, c_stride = a.stride, b.stride, c.stride
+    a_array, a_start, a_stride, a_transposed = a
+    b_array, b_start, b_stride, b_transposed = b
+    c_array, c_start, c_stride, _ = c
+    arrays = a_array, b_array, c_array  # which live as long as their addresses are used
+    a_address = a_array.data.ptr + a_start * size
+    b_address = b_array.data.ptr + b_start * size
+    c_address = c_array.data.ptr + c_start * size
 
-    def run(m: int, offset: int, arrays: Any = (a.array, b.array, c.array)) -> None:
-        # The arrays live as long as their addresses are used.
+    def run(m: int, offset: int, kept: Any = arrays) -> None:
         if m == 0 or n == 0:
             return
         # cuBLAS's matrices are column-major: it is asked for the transposed product.
         multiply(
-            b_kind, a_kind, n, m, k, one, b_address, kind, b_stride,
+            b_transposed, a_transposed, n, m, k, one, b_address, kind, b_stride,
             a_address + offset * size, kind, a_stride,
             beta, c_address, kind, c_stride, compute, _DEFAULT_ALGORITHM,
         )  # fmt: skip

@@ -8,7 +8,6 @@ step anew, which takes longer than a small kernel runs.
 import ctypes
 import functools
 import inspect
-import itertools
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -186,8 +185,9 @@ class Kernel:
         self._cluster, self.shared_bytes = cluster, shared_bytes
         self.launch = _in_clusters if cluster > 1 else _together if together else _apart
         parameters = signature_of(function, dtype).args
-        self._words_of = [5 + 2 * kind.ndim for kind in parameters if isinstance(kind, types.Array)]
-        self.words, self.numbers = sum(self._words_of), len(parameters) - len(self._words_of)
+        dimensions = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
+        self.words = sum(5 + 2 * ndim for ndim in dimensions)
+        self.numbers = len(parameters) - len(dimensions)
         self._layout = struct.Struct(f"{self.words}q")
         self.frames: list[_Frame] = []
         self._on_device: dict[int, Any] = {}
@@ -212,16 +212,17 @@ class Kernel:
 
         An array may be `Placed`.
         """
-        given = [a.words if a.__class__ is Placed else words_of(a) for a in arrays]
-        if [*map(len, given)] != self._words_of:
-            expected, found = ([(n - 5) // 2 for n in c] for c in (self._words_of, map(len, given)))
-            raise TypeError(f"expected arrays of {expected} dimensions, got {found}")
+        words: list[int] = []
+        for array in arrays:
+            words += array.words if array.__class__ is Placed else words_of(array)
+        if len(words) != self.words:  # of each array, a comparison would take 1 us
+            raise TypeError(f"expected arrays of {self.words} words in all, got {len(words)}")
         handle = self._handle(device)
         try:
             frame = self.frames.pop()
         except IndexError:  # all are in use
             frame = _Frame.of(self.words + self.numbers)
-        self._layout.pack_into(frame.memory, 0, *itertools.chain.from_iterable(given))
+        self._layout.pack_into(frame.memory, 0, *words)
         return Launch(self, handle, frame, arrays)
 
     def _handle(self, device: Any) -> Any:

@@ -33,6 +33,12 @@ _BLOCK_BYTES = 256 * 2**20
 
 def pack(cell: Cell, weights: Any) -> PackedWeights:
     """The weights of one layer and direction by position, contiguous; missing biases are 0."""
+    with weights["weight_ih"].device:
+        return _pack(cell, weights)
+
+
+def _pack(cell: Cell, weights: Any) -> PackedWeights:
+    """As `pack`, on the current device."""
     import cupy as xp
 
     gates, recurrent = len(cell.input_gates), len(cell.recurrent_gates)
@@ -44,10 +50,9 @@ def pack(cell: Cell, weights: Any) -> PackedWeights:
             return xp.zeros((1, count, H), ih.dtype)
         return xp.ascontiguousarray(values).reshape(1, count, H)
 
-    with weights["weight_ih"].device:
-        ih = xp.ascontiguousarray(weights["weight_ih"])
-        hh = xp.ascontiguousarray(weights["weight_hh"]) if recurrent else xp.empty((0, H), ih.dtype)
-        return PackedWeights(ih, hh, bias("bias_ih", gates), bias("bias_hh", recurrent))
+    ih = xp.ascontiguousarray(weights["weight_ih"])
+    hh = xp.ascontiguousarray(weights["weight_hh"]) if recurrent else xp.empty((0, H), ih.dtype)
+    return PackedWeights(ih, hh, bias("bias_ih", gates), bias("bias_hh", recurrent))
 
 
 @functools.cache
@@ -240,7 +245,7 @@ class Recurrence:
         See `fastgru.kernels.cpu`; the gradient of x is added to `dx_out`.
         """
         xp, H, context = self.xp, self.H, self._context(reverse)
-        packed = pack(self.cell, weights)
+        packed = _pack(self.cell, weights)
         blocks, most = self._blocks_of(self.I + (self.gates + self.recurrent + 2) * H)
         # The first block that has rows overwrites them, the others add.
         make, add = xp.empty if most else xp.zeros, False
