@@ -140,7 +140,10 @@ class Call:
         return members if self.layout.batched else self.layout.inner_state(members)
 
     def inner_gradient(self, dh_n: State) -> tuple[Any, ...] | None:
-        """A user's gradient of h_n, checked, as the kernels take it; zeros for None of several."""
+        """A user's gradient of h_n, checked, as the kernels take it.
+
+        None if there is none; zeros for a member that is None among others.
+        """
         if dh_n is None:
             return None
         if dh_n.__class__ in (tuple, list) and any(member is None for member in dh_n):

@@ -185,9 +185,9 @@ class Kernel:
         self._cluster, self.shared_bytes = cluster, shared_bytes
         self.launch = _in_clusters if cluster > 1 else _together if together else _apart
         parameters = signature_of(function, dtype).args
-        dimensions = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
-        self.words = sum(5 + 2 * ndim for ndim in dimensions)
-        self.numbers = len(parameters) - len(dimensions)
+        self._dimensions = [kind.ndim for kind in parameters if isinstance(kind, types.Array)]
+        self.words = sum(5 + 2 * ndim for ndim in self._dimensions)
+        self.numbers = len(parameters) - len(self._dimensions)
         self._layout = struct.Struct(f"{self.words}q")
         self.frames: list[_Frame] = []
         self._on_device: dict[int, Any] = {}
@@ -212,11 +212,12 @@ class Kernel:
 
         An array may be `Placed`.
         """
+        found = [array.ndim for array in arrays]
+        if found != self._dimensions:
+            raise TypeError(f"expected arrays of {self._dimensions} dimensions, got {found}")
         words: list[int] = []
         for array in arrays:
             words += array.words if array.__class__ is Placed else words_of(array)
-        if len(words) != self.words:  # of each array, a comparison would take 1 us
-            raise TypeError(f"expected arrays of {self.words} words in all, got {len(words)}")
         handle = self._handle(device)
         try:
             frame = self.frames.pop()
@@ -282,7 +283,13 @@ class Placed(NamedTuple):
     """An array that comes in many launches, with its words."""
 
     array: Any
+    ndim: int
     words: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: Any) -> "Placed":
+        """Lay out an array."""
+        return cls(array, array.ndim, words_of(array))
 
 
 class _Frame(NamedTuple):

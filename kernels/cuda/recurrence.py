@@ -18,7 +18,7 @@ from . import blas, rows
 from .blas import Matrix
 from .choice import Choice, choose
 from .context import BackwardArrays, Context, ForwardArrays, Layer, PackedWeights
-from .launch import BLOCK, MOVE_BLOCK, Kernel, Placed, move_grid, unit_grid, words_of
+from .launch import BLOCK, MOVE_BLOCK, Kernel, Placed, move_grid, unit_grid
 from .steps import phase_kernels
 
 _log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Recurrence:
         indices = self._indices_on.get((device.id, stream, whose))
         if indices is None:
             arrays = [self.xp.asarray(part.astype(np.int64)) for part in self.ragged]
-            indices = tuple([Placed(array, words_of(array)) for array in arrays])
+            indices = tuple([Placed.of(array) for array in arrays])
             if len(self._indices_on) >= _MOST_STREAMS:
                 self._indices_on.clear()
             self._indices_on[device.id, stream, whose] = indices

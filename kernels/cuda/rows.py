@@ -96,10 +96,8 @@ def _gather_before(
     row = cuda.blockIdx.y
     while row < offset[step + 1] - offset[step]:
         n = order[row]
-        t, before = (
-            time_index(step, lengths[row], reverse),
-            time_index(step - 1, lengths[row], reverse),
-        )
+        t = time_index(step, lengths[row], reverse)
+        before = time_index(step - 1, lengths[row], reverse)
         k = cuda.threadIdx.x
         while k < sequence.shape[2]:
             packed[start + row, k] = sequence[n, t, k]

@@ -77,7 +77,9 @@ def forward(context: Context, arrays: ForwardArrays) -> Loop:
         columns = part.recurrents * H
         recurrent = Matrix(weights.hh, part.recurrents_before * H * H, H, transposed=True)
         sums = Matrix(h_sums, 0, columns)
-        multiply = context.product(columns, H, operand, recurrent, sums, add=False)
+        multiply = (
+            context.product(columns, H, operand, recurrent, sums, add=False) if columns else None
+        )
         phases.append((make, multiply, equations))
 
     def run(first: int, last: int) -> None:
@@ -89,7 +91,8 @@ def forward(context: Context, arrays: ForwardArrays) -> Loop:
             for make, multiply, equations in phases:
                 if make is not None:
                     make(grid, BLOCK, stream, rows, value_start)
-                multiply(rows, 0)
+                if multiply is not None:
+                    multiply(rows, 0)
                 equations(
                     grid, BLOCK, stream, rows, step, context.reverse,
                     offset[step] - offset[first], value_start,
