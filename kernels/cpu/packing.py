@@ -45,16 +45,20 @@ def make_pack(lanes: int) -> Callable[..., None]:
             first, gates, start = parts[part + 1], parts[part + 2], parts[part + 3]
             K = weight.shape[1]
             if by_columns:
-                for panel in range(worker, (K + lanes - 1) // lanes, workers):
-                    column, at = panel * lanes, start + panel * gates * H * lanes
-                    columns = min(lanes, K - column)
-                    for gate in range(gates):
-                        row = gate_rows[first + gate] * H
-                        for k in range(0, H, lanes):
-                            rows = min(lanes, H - k)
+                panels = (K + lanes - 1) // lanes
+                first_panel = panels * worker // workers
+                last_panel = panels * (worker + 1) // workers
+                # Along the rows of the weight: down its columns, each cache line was waited for.
+                for gate in range(gates):
+                    row = gate_rows[first + gate] * H
+                    for k in range(0, H, lanes):
+                        rows = min(lanes, H - k)
+                        for panel in range(first_panel, last_panel):
+                            column = panel * lanes
+                            columns = min(lanes, K - column)
                             square = load_square(weight, row + k, column, rows, columns)
-                            store_leading(packed_out, at + k * lanes, lanes, rows, square)
-                        at += H * lanes
+                            at = start + ((panel * gates + gate) * H + k) * lanes
+                            store_leading(packed_out, at, lanes, rows, square)
             else:
                 for panel in range(worker, unit // lanes, workers):
                     rows = min(lanes, H - panel * lanes)
