@@ -11,6 +11,7 @@ from problems import (
     as_members,
     as_state,
     assert_close,
+    assert_same_bits,
     draw,
     solve,
     specified,
@@ -159,3 +160,15 @@ def test_weight_gradients_of_many_rows(cell: str, N: int) -> None:
         largest = np.abs(want).max()
         assert_close(whole.params.to_dict()[name] / largest, want / largest, 1e-13)
         assert_close(gradient / largest, want / largest, bound(problem, 1.0))
+
+
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_steps_that_no_sample_takes(cell: str) -> None:
+    """Many samples, padded after their only step: what is computed first is empty."""
+    N = 12_000
+    problem = draw(cell, (N, 2, 4, 16), lengths=np.ones(N, np.intp))
+    _, _, padded = solve(problem)
+    short = problem._replace(x=problem.x[:, :1], lengths=None, dy=problem.dy[:, :1])
+    _, _, want = solve(short)
+    for name, gradient in padded.params.to_dict().items():
+        assert_same_bits(gradient, want.params.to_dict()[name])

@@ -34,7 +34,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     recurrents_before = part.recurrents_before
     equations = register_jitable(cell.phases[number].backward)
     operand_gradient = register_jitable(cell.phases[number].operand.gradient)
-    fill_zero, _, _ = make_sweeps(lanes)
+    fill_zero, _ = make_sweeps(lanes)
 
     if number + 1 < len(cell.phases):
 
@@ -108,7 +108,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
     num_pre, num_values, states = len(cell.pre_activations), cell.num_values, len(cell.states)
     numbers = reversed(range(len(cell.phases)))
     step_phases = chain([inlined(_make_phase(cell, number, lanes)) for number in numbers])
-    fill_zero, _, _ = make_sweeps(lanes)
+    fill_zero, _ = make_sweeps(lanes)
     load_state, store_state = make_state_rows(states, lanes)
 
     def backward(

@@ -30,7 +30,7 @@ def _make_projection(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     num_pre, part = len(cell.pre_activations), phase_plans(cell)[number]
     first, gates, last = part.first, part.inputs, part.first + part.blocks
     inputs_before, recurrents_before = part.inputs_before, part.recurrents_before
-    _, copy, _ = make_sweeps(lanes)
+    _, copy = make_sweeps(lanes)
 
     def project(work, at, size, weights, units, rows, I, H):
         # work, weights: flat

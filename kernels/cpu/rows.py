@@ -171,7 +171,7 @@ def previous_h(y, initial, layer, n, step, t, reverse, column, buffer, start, co
 
 def make_state_rows(states: int, lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
     """Build ``load_state`` and ``store_state``, for some units of the rows of a block."""
-    fill_zero, _, _ = make_sweeps(lanes)
+    fill_zero, _ = make_sweeps(lanes)
 
     @register_jitable
     def load_state(members, layer, order, first, rows, units, work, start, size):

@@ -227,8 +227,8 @@ def add_group(typing: Any, group: Any, addends: Any) -> Any:
     return group(group, addends), emit
 
 
-def make_sweeps(lanes: int) -> tuple[Any, Any, Any]:
-    """Build ``fill_zero(to, i, count)``, ``copy(to, i, source, j, count)`` and ``add(…)``.
+def make_sweeps(lanes: int) -> tuple[Any, Any]:
+    """Build ``fill_zero(to, i, count)`` and ``copy(to, i, source, j, count)``.
 
     For flat arrays and whole numbers of vectors. Loops over single elements stay scalar: Numba's
     index may wrap around and arrays may overlap, for all that LLVM knows.
@@ -244,10 +244,4 @@ def make_sweeps(lanes: int) -> tuple[Any, Any, Any]:
         for at in range(0, count, lanes):
             store_group(to, i + at, 0, load_group(source, j + at, 0, 1))
 
-    @register_jitable
-    def add(to, i, source, j, count):
-        for at in range(0, count, lanes):
-            total = add_group(load_group(to, i + at, 0, 1), load_group(source, j + at, 0, 1))
-            store_group(to, i + at, 0, total)
-
-    return fill_zero, copy, add
+    return fill_zero, copy

@@ -123,7 +123,7 @@ def _renamed(builder: Any, value: Any) -> Any:
 
 
 def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gates: int) -> None:
-    """One tile: sum over blocks and k, then add what the sums start from, and store them."""
+    """One tile: sum over blocks and k, then add S, and store the sums."""
     integer = o.K.type
 
     def step(pointer: Any, *distances: tuple[Any, int]) -> Any:
