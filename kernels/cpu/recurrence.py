@@ -31,6 +31,9 @@ from .weights import (
 
 # Inputs and pre-activations of a block of time steps, which are written and read again soon.
 _TIME_BLOCK_BYTES = 256 * 1024
+# Each block reads all input weights. Where they are many times as large, blocks grow with them:
+# with two threads, forward for 64 rows of 1024 units gains 4 % (LSTM) and 1 % (GRU).
+_INPUT_WEIGHTS_PER_BLOCK = 8
 # Gradients of the pre-activations of a block of time steps, which are read three times; they should
 # come from the cache, but each block costs the start of four kernels, and reads and writes the sums
 # of all weight gradients, which for large weights is a lot: so there is a least number of rows too.
@@ -87,7 +90,9 @@ class Recurrence:
     def _way_for(self, threads: int) -> "_Way":
         way = split(threads, self.rows, self.size.unit // self.lanes, self.row_work)
         row_bytes = way.rows * (self.size.x + self.size.pre) * self.dtype.itemsize
-        steps = max(1, min(_TIME_BLOCK_BYTES // row_bytes, self.steps))
+        input_bytes = len(self.cell.input_gates) * self.H * self.I * self.dtype.itemsize
+        block_bytes = max(_TIME_BLOCK_BYTES, input_bytes // _INPUT_WEIGHTS_PER_BLOCK)
+        steps = max(1, min(block_bytes // row_bytes, self.steps))
         states = len(self.cell.states)
         forward = forward_layout(0, way.rows, steps, states, self.size).end
         backward = max(
