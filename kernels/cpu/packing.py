@@ -6,6 +6,7 @@ import numpy as np
 from numba import prange
 
 from .launch import call_at
+from .plan import units_of
 from .squares import load_square, store_leading, transposed
 
 
@@ -45,19 +46,16 @@ def make_pack(lanes: int) -> Callable[..., None]:
             first, gates, start = parts[part + 1], parts[part + 2], parts[part + 3]
             K = weight.shape[1]
             if by_columns:
-                panels = (K + lanes - 1) // lanes
-                first_panel = panels * worker // workers
-                last_panel = panels * (worker + 1) // workers
+                own = units_of(worker, workers, K, lanes)
                 # Along the rows of the weight: down its columns, each cache line was waited for.
                 for gate in range(gates):
                     row = gate_rows[first + gate] * H
                     for k in range(0, H, lanes):
                         rows = min(lanes, H - k)
-                        for panel in range(first_panel, last_panel):
-                            column = panel * lanes
+                        for column in range(own.first, own.last, lanes):
                             columns = min(lanes, K - column)
                             square = load_square(weight, row + k, column, rows, columns)
-                            at = start + ((panel * gates + gate) * H + k) * lanes
+                            at = start + column * gates * H + (gate * H + k) * lanes
                             store_leading(packed_out, at, lanes, rows, square)
             else:
                 for panel in range(worker, unit // lanes, workers):

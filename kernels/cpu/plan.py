@@ -52,7 +52,7 @@ class Units(NamedTuple):
 
 @register_jitable
 def units_of(rank, members, H, lanes):
-    """The units of one of so many that share them."""
+    """The units (or columns) of one of so many that share them."""
     vectors = (H + lanes - 1) // lanes
     first, last = vectors * rank // members, vectors * (rank + 1) // members
     real = max(0, min(last * lanes, H) - first * lanes)

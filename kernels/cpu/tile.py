@@ -197,7 +197,7 @@ def product(
     c: Any,  # index of the first sum
     c_row: Any,  # distance between rows
     c_gate: Any,  # distance between gates; panels lie one vector apart
-    S: Any,  # flat; what the sums start from, laid out likewise; may be C itself
+    S: Any,  # flat; what is added to them in the end, laid out likewise; may be C itself
     s: Any,
     s_row: Any,
     s_gate: Any,
