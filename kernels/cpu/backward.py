@@ -76,15 +76,18 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         sums = at.doperand + units.first
         for row in range(running_rows):
             fill_zero(work, sums + row * size.h, units.vectors * lanes)
-        start, panel = size.unit * recurrents_before * H, gates * H * lanes
+        panel = gates * H * lanes
+        first_weight = size.unit * recurrents_before * H + units.first * gates * H
         for group in range((units.vectors + GROUP - 1) // GROUP):
             vector = first_of_group(group, units.vectors, step)
+            next_vector = first_of_group(group + 1, units.vectors, step)
             at_vector = sums + vector * lanes
             product(
                 work, at_vector, size.h, 0,
                 work, at_vector, size.h, 0,
                 d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
-                weights, start + units.first * gates * H + vector * panel, panel, gates, H,
+                weights, first_weight + vector * panel, panel,
+                first_weight + next_vector * panel, gates, H,
                 running_rows, min(GROUP, units.vectors - vector), 1,
             )  # fmt: skip
         for row in range(running_rows):

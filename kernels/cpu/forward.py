@@ -35,11 +35,12 @@ def _make_projection(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     def project(work, at, size, weights, units, rows, I, H):
         # work, weights: flat
         start = size.unit * (num_pre + inputs_before * I + recurrents_before * H)
+        first_weight = start + units.first * I * gates
         product(
             work, at.pre + first * size.unit + units.first, size.pre, size.unit,
             weights, first * size.unit + units.first, 0, size.unit,
             work, at.x, size.x, 0, 1,
-            weights, start + units.first * I * gates, I * gates * lanes, 1, I,
+            weights, first_weight, I * gates * lanes, first_weight, 1, I,
             rows, units.vectors, gates,
         )  # fmt: skip
         for block in range(first + gates, last):
@@ -96,15 +97,17 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         if members > 1:
             for row in range(running_rows):
                 fetch(work, operand + row * size.h, H)
-        panel = H * gates * lanes
+        panel, first_weight = H * gates * lanes, start + units.first * H * gates
         for group in range((units.vectors + GROUP - 1) // GROUP):
             vector = first_of_group(group, units.vectors, step)
+            next_vector = first_of_group(group + 1, units.vectors, step)
             at_vector = sums + vector * lanes
             product(
                 work, at_vector, size.pre, size.unit,
                 work, at_vector, size.pre, size.unit,
                 work, operand, size.h, 0, 1,
-                weights, start + units.first * H * gates + vector * panel, panel, 1, H,
+                weights, first_weight + vector * panel, panel,
+                first_weight + next_vector * panel, 1, H,
                 running_rows, min(GROUP, units.vectors - vector), gates,
             )  # fmt: skip
         for row in range(running_rows):

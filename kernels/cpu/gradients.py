@@ -73,7 +73,7 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
                 work, sums, row_size, 0,
                 work, sums, row_size, 0,
                 d, (packed - begin) * d_row + first, d_row, unit, 1,
-                weights, weights_start, blocks * H * lanes, blocks, H,
+                weights, weights_start, blocks * H * lanes, weights_start, blocks, H,
                 rows, panels, 1,
             )  # fmt: skip
             step = step_of(offset, packed)
@@ -242,7 +242,7 @@ def make_weight_gradient(
                         sums, so_far, width, lanes,
                         before, at, stride, lanes,
                         work, columns + block * column_row, 1, 0, column_row,
-                        work, packed_d, 0, 1, block_rows,
+                        work, packed_d, 0, packed_d, 1, block_rows,
                         K, 1, GROUP_VECTORS,
                     )  # fmt: skip
                 if is_last and start + rows == end:

@@ -152,12 +152,14 @@ def store(builder: Any, vec: Vec, value: Any, pointer: Any) -> None:
     instruction.align = vec.dtype.bitwidth // 8
 
 
-def prefetch(builder: Any, pointer: Any) -> None:
-    """Ask for the cache line of an address, which need not be valid."""
+def prefetch(builder: Any, pointer: Any, level: int = 1) -> None:
+    """Ask a level of cache for the line of an address, which need not be valid."""
     number, byte = ir.IntType(32), cgutils.int8_t.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [builder.bitcast(pointer, byte), number(0), number(3), number(1)])
+    builder.call(
+        function, [builder.bitcast(pointer, byte), number(0), number(4 - level), number(1)]
+    )
 
 
 def literal(value: Any) -> int:

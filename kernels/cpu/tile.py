@@ -32,6 +32,7 @@ from .simd import (
     element_pointer,
     literal,
     load,
+    prefetch,
     register_count,
     store,
     vec_of,
@@ -44,14 +45,16 @@ def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     Three quarters of the registers hold sums; the rest hold one step's weights and the broadcast.
     Fewer rows take several panels at once, so that enough independent sums hide the latency of the
     multiply-add. There is a tile for every count of rows left over, so that they read the weights
-    once: three rows as two and one took twice as long. Panel counts end in 1, so all are covered.
+    once: three rows as two and one took twice as long. Panel counts end in 1, so all are covered;
+    several rows take a group of four as two and two, since of three and one the one has too few
+    sums (7 % slower on a Xeon, which starts two multiply-adds in a cycle).
     """
     budget = register_count() * 3 // 4
     most = max(1, min(8, budget // gates))
     shapes = []
     for rows in range(most, 0, -1):
         panels = max(1, min(GROUP, budget // (rows * gates)))
-        counts = (4, 3, 2, 1) if rows <= 2 else (panels, 1)
+        counts = (4, 3, 2, 1) if rows <= 2 else (4, 2, 1)
         shapes.append((rows, tuple(sorted({c for c in counts if c <= panels}, reverse=True))))
     return tuple(shapes)
 
@@ -73,6 +76,13 @@ class _Operands(NamedTuple):
     b_panel: Any
     blocks: Any
     K: Any
+
+
+class _Ahead(NamedTuple):
+    """A tile's share of the weights that the next tiles need (LLVM values)."""
+
+    start: Any  # address
+    advance: Any  # how many elements further in each round
 
 
 @contextmanager
@@ -122,7 +132,15 @@ def _renamed(builder: Any, value: Any) -> Any:
     return builder.asm(kind, "", "=r,0", [value], side_effect=True)
 
 
-def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gates: int) -> None:
+def _emit_tile(
+    builder: Any,
+    vec: Vec,
+    o: _Operands,
+    ahead: _Ahead | None,
+    rows: int,
+    panels: int,
+    gates: int,
+) -> None:
     """One tile: sum over blocks and k, then add S, and store the sums."""
     integer = o.K.type
 
@@ -146,8 +164,11 @@ def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gat
     undefined = ir.Constant(vec.ir, ir.Undefined)
 
     with _count_up(builder, o.blocks, "block") as (block, carry_block):
-        outer = [carry_block(value) for value in (o.B, *sums)]
+        firsts = [o.B, *sums, *([] if ahead is None else [ahead.start])]
+        outer = [carry_block(first) for first in firsts]
         o = o._replace(a_row=_renamed(builder, o.a_row), b_panel=_renamed(builder, o.b_panel))
+        if ahead is not None:
+            advance = _renamed(builder, ahead.advance)
         a_block = builder.gep(o.A, [builder.mul(block, o.a_block)])
         with _count_up(builder, o.K, "k") as (_, carry):
             b, *inner = [carry(value) for value, _ in outer]
@@ -180,13 +201,18 @@ def _emit_tile(builder: Any, vec: Vec, o: _Operands, rows: int, panels: int, gat
                     operand = broadcast(row)
                     for number, factor in enumerate(factors):
                         add(row, number, operand, factor)
+            if ahead is not None:
+                place, following = inner[-1]
+                prefetch(builder, place, level=2)
+                following.append(builder.gep(place, [advance]))
             a_next.append(builder.gep(a, [o.a_k]))
             b[1].append(step(b[0], (lane, gates * vec.lanes)))
         for (_, result), (_, following) in zip([b, *inner], outer, strict=True):
             following.extend(result)
 
     starts, results = places(o.S, o.s_row, o.s_gate), places(o.C, o.c_row, o.c_gate)
-    for start, result, (_, (total,)) in zip(starts, results, outer[1:], strict=True):
+    totals = outer[1 : 1 + len(sums)]
+    for start, result, (_, (total,)) in zip(starts, results, totals, strict=True):
         store(builder, vec, builder.fadd(load(builder, vec, start), total), result)
 
 
@@ -209,6 +235,7 @@ def product(
     B: Any,  # flat; packed vectors
     b: Any,  # index of the first
     b_panel: Any,  # distance between panels; blocks, k and gates are contiguous
+    b_after: Any,  # index of the panel that is read after these
     blocks: Any,  # at least 1
     K: Any,  # length of a block, at least 1
     rows: Any,
@@ -224,7 +251,7 @@ def product(
         *(C, index, index, index),
         *(S, index, index, index),
         *(A, index, index, index, index),
-        *(B, index, index),
+        *(B, index, index, index),
         *(index, index, index, index, gates),
     )
 
@@ -234,14 +261,34 @@ def product(
         c_row, c_gate = args[2:4]
         s_row, s_gate = args[6:8]
         a_row, a_block, a_k = args[10:13]
-        b_panel, blocks, K, all_rows, all_panels = args[15:20]
+        b_panel, after, blocks, K, all_rows, all_panels = args[15:21]
         vec, integer = vec_of(C), K.type
         first_c, first_s, first_a, first_b = (
             element_pointer(context, builder, sig.args[n], args[n], args[n + 1])
             for n in (0, 4, 8, 13)
         )
+        first_after = element_pointer(context, builder, sig.args[13], args[13], after)
         row = cgutils.alloca_once(builder, integer)
         panel = cgutils.alloca_once(builder, integer)
+
+        (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
+
+        def weights_ahead(at_row: Any, next_panel: Any) -> _Ahead:
+            """What a full tile asks for: the next panels' weights, an equal share for each tile.
+
+            Where weights come from the third-level cache, that hides the way from there (64 rows of
+            512 and 1024 units take 5 to 20 % less time on a Xeon), but only if it is evenly spread:
+            a core waits for 10 to 16 lines at a time, and then for the oldest of them.
+            """
+            is_last = builder.icmp_signed(">=", next_panel, all_panels)
+            following = builder.gep(first_b, [builder.mul(next_panel, b_panel)])
+            start = builder.select(is_last, first_after, following)
+            number = builder.sdiv(at_row, integer(full_rows))
+            tiles = builder.sdiv(all_rows, integer(full_rows))
+            width = integer(full_panels[0] * literal(gates) * vec.lanes)
+            advance = builder.sdiv(width, tiles)
+            before = builder.mul(number, builder.mul(advance, builder.mul(blocks, K)))
+            return _Ahead(builder.gep(start, [before]), advance)
 
         def tile(tile_rows: int, tile_panels: int) -> None:
             at_row, at_panel = builder.load(row), builder.load(panel)
@@ -256,7 +303,10 @@ def product(
                 builder.gep(first_b, [builder.mul(at_panel, b_panel)]),
                 *(b_panel, blocks, K),
             )
-            _emit_tile(builder, vec, operands, tile_rows, tile_panels, literal(gates))
+            ahead = None
+            if (tile_rows, tile_panels) == (full_rows, full_panels[0]):
+                ahead = weights_ahead(at_row, builder.add(at_panel, integer(tile_panels)))
+            _emit_tile(builder, vec, operands, ahead, tile_rows, tile_panels, literal(gates))
 
         @contextmanager
         def while_left(
@@ -281,7 +331,6 @@ def product(
             end = builder.add(first, integer(GROUP))
             end = builder.select(builder.icmp_signed("<", end, all_panels), end, all_panels)
             builder.store(integer(0), row)
-            (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
             # Full tiles: a panel's weights stay in L1 while all rows pass.
             builder.store(first, panel)
             for tile_panels in full_panels:
