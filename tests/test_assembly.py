@@ -1,4 +1,4 @@
-"""The machine code of the matrix tile: its innermost loops keep their sums in registers.
+"""The machine code: the innermost loops of the tile keep their sums in registers, and so on.
 
 Compiled in processes of their own for CPUs with AVX2 and with AVX-512 and never run, so that both
 are checked on every x86 machine.
@@ -41,7 +41,10 @@ TARGETS = {
     ),
 }
 PRODUCTS = [f"product {gates} {dtype}" for gates in (1, 2, 3, 4) for dtype in ("f4", "f8")]
-KERNELS = ["forward gru", "forward lstm", "weights of x", "weights of h"]
+KERNELS = [
+    *(f"{loop} {cell}" for cell in ("gru", "lstm") for loop in ("forward", "backward")),
+    *("gradient of x", "weights of x", "weights of h", "packing"),
+]
 
 # Prints, by name, the tiles (rows, weights) that the code consists of, and the code. The products
 # stand alone with all distances unknown; the kernels are those that calls run.
@@ -88,10 +91,13 @@ for name in ("gru", "lstm"):
     parts = [gates for p in phase_plans(cell) for gates in (p.inputs, p.recurrents) if gates]
     kernel = build.forward_kernel(cell, single)
     add(f"forward {name}", kernel.dispatcher, [tile for gates in parts for tile in tiles(gates)])
+    add(f"backward {name}", build.backward_kernel(cell, single).dispatcher, tiles(1))
+add("gradient of x", build.input_gradient_kernel(single).dispatcher, tiles(1))
 one_panel = [(rows, GROUP_VECTORS) for rows, _ in tile_shapes(GROUP_VECTORS)]
 for name, operand in (("x", None), ("h", HIDDEN)):
     kernel = build.weight_gradient_kernel(operand, 0, single)
     add(f"weights of {name}", kernel.dispatcher, one_panel)
+add("packing", build.packing_kernel(single).dispatcher, [])
 print(json.dumps(found))
 """
 
@@ -113,6 +119,7 @@ class Code(NamedTuple):
     target: Target
     tiles: set[tuple[int, int]]  # rows and weights of each
     loops: list[Loop]
+    assembly: str
 
 
 def innermost_loops(assembly: str) -> list[list[str]]:
@@ -177,7 +184,7 @@ def compiled(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     found = json.loads(done.stdout)
     assert list(found) == PRODUCTS + KERNELS
     return {
-        name: Code(target, {(rows, weights) for rows, weights in tiles}, product_loops(assembly))
+        name: Code(target, {tuple(tile) for tile in tiles}, product_loops(assembly), assembly)
         for name, (tiles, assembly) in found.items()
     }
 
@@ -210,6 +217,12 @@ def test_sums_stay_in_registers(compiled: dict[str, Code], name: str) -> None:
         if any(is_store(line) or ("%rsp" in line and "mm" in line) for line in loop.lines)
     ]
     assert not spilled, "\n\n".join(spilled)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_references_are_counted(compiled: dict[str, Code], name: str) -> None:
+    """Numba's counters are atomic, and were counted up and down for each row and each array."""
+    assert "NRT" not in compiled[name].assembly
 
 
 @pytest.mark.parametrize("name", KERNELS)
