@@ -20,7 +20,7 @@ import fastgru
 from fastgru.kernels.cpu import threads
 
 # Neither a busy machine nor a trial must keep these calls from their threads.
-threads._PAUSE = threads._TRIAL_CALL = 0
+threads._SHORTEST_PAUSE = threads._LONGEST_PAUSE = threads._TRIAL_CALL = 0
 rng = np.random.default_rng(0)
 
 def draw(N, T, I, H):
@@ -234,10 +234,13 @@ def test_a_set_number_of_threads_is_respected() -> None:
 
 
 def test_one_thread_where_several_are_slower() -> None:
-    """After a call that took longer than one thread would have, for a while."""
+    """After two calls that took longer than one thread would have, for a while.
+
+    For twice as long after each that follows, and half as long after one that was faster.
+    """
     out = run(
         """
-        threads._PAUSE, threads._TRIAL_CALL = 8, 2
+        threads._SHORTEST_PAUSE, threads._LONGEST_PAUSE, threads._TRIAL_CALL = 2, 8, 2
         now = [100.0]
         threads.time.perf_counter = lambda: now[0]
         pace = threads.Pace()
@@ -246,16 +249,27 @@ def test_one_thread_where_several_are_slower() -> None:
             count, seconds = call.split()
             pace.record(int(count), float(seconds))
             print(threads.allowed_threads(10**9))
-        pace.record(2, 2.5)
-        for at in (100.0, 119.9, 120.1):
-            now[0] = at
-            print(threads.allowed_threads(10**9))
+        def pauses(seconds, start):
+            pace.record(2, seconds)
+            for at in (start, start + 0.1):
+                now[0] = at
+                print(threads.allowed_threads(10**9))
+        pauses(2.5, 104.9)
+        pauses(2.5, 114.9)
+        pauses(1.0, 115.0)
+        pauses(2.5, 115.0)
+        now[0] = 115.0
+        pauses(2.5, 124.9)
+        now[0] = 125.0
+        pauses(2.5, 144.9)
+        now[0] = 145.0
+        pauses(2.5, 164.9)
         """,
         NUMBA_NUM_THREADS="2",
     )
     trial, *counts = out.splitlines()
     assert trial == "2 1 2 2"
-    assert counts == ["2"] * 7 + ["1", "1", "2"]
+    assert counts == ["2"] * 7 + ["1", "2"] * 2 + ["2", "2"] * 2 + ["1", "2"] * 3
 
 
 def test_durations_of_calls_are_recorded() -> None:

@@ -29,8 +29,9 @@ _ROWS_FOR_MANY_WEIGHTS = 64
 # nothing to do, as OpenBLAS's does for some 20 ms after each product), the threads of a region wait
 # for their share of a core, 4 to 8 ms, and one thread would have been done long before. After two
 # such calls in a row (the first after an idle time just wakes the pool), calls run on one thread
-# for so many times the duration of the second.
-_PAUSE = 8
+# for so many times the duration of the second: few at first, as a system may need some calls to
+# give a woken thread a core of its own, and twice as many after each further slow call.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 2, 8
 # Which of the calls of one kind is made on one thread, to know how long that takes.
 _TRIAL_CALL = 2
 
@@ -68,6 +69,7 @@ class Pace:
         self._calls = 0
         self._alone = math.inf
         self._was_slow = False
+        self._pause = _SHORTEST_PAUSE
 
     def choose(self, threads: int) -> int:
         """Threads for the next call, of those that it may use."""
@@ -82,7 +84,10 @@ class Pace:
             return
         is_slow = seconds > 1.1 * self._alone
         if is_slow and self._was_slow:
-            _paused_until = time.perf_counter() + _PAUSE * seconds
+            _paused_until = time.perf_counter() + self._pause * seconds
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        elif not is_slow:
+            self._pause = max(self._pause // 2, _SHORTEST_PAUSE)
         self._was_slow = is_slow
 
 
