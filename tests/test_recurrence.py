@@ -165,6 +165,23 @@ def test_weight_gradients_of_many_rows(cell: str, N: int, H: int) -> None:
         assert_close(gradient / largest, want / largest, bound(problem, 1.0))
 
 
+@pytest.mark.parametrize(("N", "T"), [(3, 4), (40, 30)])
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_gradients_of_many_inputs(cell: str, N: int, T: int) -> None:
+    """More features than are multiplied at once: all of them twice, and of no effect again."""
+    problem = draw(cell, (N, T, 300, 33))
+
+    weights = problem.params.to_dict()
+    weights["weight_ih_l0"] = np.pad(weights["weight_ih_l0"], ((0, 0), (0, 300)))
+    wide = fastgru.Params.from_dict(weights, cell=cell)
+    _, _, want = solve(problem)
+    _, _, got = solve(problem._replace(x=np.tile(problem.x, 2), params=wide))
+    assert_same_bits(got.x, np.pad(want.x, ((0, 0), (0, 0), (0, 300))))
+    for name, gradient in got.params.to_dict().items():
+        once = want.params.to_dict()[name]
+        assert_same_bits(gradient, np.tile(once, 2) if once.shape[-1] == 300 else once)
+
+
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_steps_that_no_sample_takes(cell: str) -> None:
     """Many samples, padded after their only step: what is computed first is empty."""

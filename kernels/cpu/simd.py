@@ -75,6 +75,11 @@ class Vec(types.Type):
         return ir.VectorType(scalar, self.lanes)
 
     @property
+    def bytes(self) -> int:
+        """Its size."""
+        return self.lanes * self.dtype.bitwidth // 8
+
+    @property
     def suffix(self) -> str:
         """The type's part of the names of LLVM's intrinsics."""
         return f"v{self.lanes}f{self.dtype.bitwidth}"

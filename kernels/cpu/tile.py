@@ -82,7 +82,7 @@ class _Ahead(NamedTuple):
     """A tile's share of the weights that the next tiles need (LLVM values)."""
 
     start: Any  # address
-    advance: Any  # how many elements further in each round
+    advance: Any  # how many bytes further in each round
 
 
 @contextmanager
@@ -285,9 +285,10 @@ def product(
             start = builder.select(is_last, first_after, following)
             number = builder.sdiv(at_row, integer(full_rows))
             tiles = builder.sdiv(all_rows, integer(full_rows))
-            width = integer(full_panels[0] * literal(gates) * vec.lanes)
+            width = integer(full_panels[0] * literal(gates) * vec.bytes)
             advance = builder.sdiv(width, tiles)
             before = builder.mul(number, builder.mul(advance, builder.mul(blocks, K)))
+            start = builder.bitcast(start, cgutils.int8_t.as_pointer())
             return _Ahead(builder.gep(start, [before]), advance)
 
         def tile(tile_rows: int, tile_panels: int) -> None:
