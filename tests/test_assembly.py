@@ -1,4 +1,4 @@
-"""The machine code: the innermost loops of the tile keep their sums in registers, and so on.
+"""The machine code: sums of a tile stay in registers, and nothing counts references.
 
 Compiled in processes of their own for CPUs with AVX2 and with AVX-512 and never run, so that both
 are checked on every x86 machine.

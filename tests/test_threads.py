@@ -88,7 +88,10 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 
 def test_threads_share_units_of_every_cell() -> None:
-    """Few rows, however small: every cell, dtype and number of rows, ragged, against one thread."""
+    """Few rows, however small: every cell, dtype and number of rows, ragged, against one thread.
+
+    The most rows take several blocks, which the threads share one after another.
+    """
     out = run(
         f"""
         import sys
@@ -105,17 +108,18 @@ def test_threads_share_units_of_every_cell() -> None:
                     alone = solve(problem)
                     fastgru.pack(problem.params).architecture.calls.clear()  # prepared for one
                     threads._SMALLEST_PARALLEL_WORK = threads._SMALLEST_SHARED_PRODUCT = 0
+                    threads._MORE_ROWS_AT_ONCE = 4
                     for count in (2, 3):
                         numba.set_num_threads(count)
                         assert_same_bits(solve(problem), alone)
                         compared += 1
-        print(compared, threads.split(3, 9, 5, 1).shared, len(fastgru.cells()))
+        print(compared, *threads.split(3, 9, 5, 1), len(fastgru.cells()))
         """,
         NUMBA_NUM_THREADS="3",
     )
-    compared, shared, cells = out.split()
+    compared, *split, cells = out.split()
     assert int(compared) == 12 * int(cells) > 12
-    assert shared == "True"
+    assert split == ["3", "3", "True"]
 
 
 def test_nobody_waits_for_threads_that_never_come() -> None:

@@ -27,8 +27,8 @@ _BLOCK_ROWS = 128
 # Packed rows that are added to a group's sums before the next group's: the sums of all groups are
 # too many for a cache. Four blocks instead of two make weight gradients of 512 units 3 % faster.
 _ROWS_AT_ONCE = 4 * _BLOCK_ROWS
-# Columns of the operand that these are multiplied with before the next columns: 1 MB of float32,
-# which all groups read again. With 1024 columns at once, their gradients took 15 % more time.
+# Columns of x or of the operand that all groups take before the next columns: with these rows, 1 MB
+# of float32, which each group reads again. All 1024 at once took 15 % more time.
 _COLUMNS_AT_ONCE = 512
 
 

@@ -69,7 +69,7 @@ def first_of_group(number, vectors, step):
 
     Every other step goes from the last group to the first: where the weights are too many for a
     cache, those read last are still in it. One row of 256 or 512 units gains 2 to 5 %. After its
-    last group comes the same one again: the next step starts there.
+    last group comes the same one again, as the next step of one phase starts there.
     """
     number = min(number, (vectors - 1) // GROUP)
     if step % 2 == 1:

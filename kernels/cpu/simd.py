@@ -75,8 +75,8 @@ class Vec(types.Type):
         return ir.VectorType(scalar, self.lanes)
 
     @property
-    def bytes(self) -> int:
-        """Its size."""
+    def size_bytes(self) -> int:
+        """Bytes that it takes."""
         return self.lanes * self.dtype.bitwidth // 8
 
     @property

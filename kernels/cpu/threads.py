@@ -18,19 +18,21 @@ _SMALLEST_SHARED_PRODUCT = 6_000
 
 # Rows of the largest tile: a thread should have as many.
 _ROWS_OF_TILE = 8
-# Rows that run through a sequence together: whole tiles of 8 and of 6, few enough that what a step
-# makes of them stays in L1; with 64 rows, 64 or 128 units take 5 to 15 % more time on a Xeon.
+# Most rows that run through a sequence together: few enough that what a step makes of them stays
+# in L1. With 64 rows, 64 or 128 units take 5 to 12 % more time on a Xeon.
 _ROWS_AT_ONCE = 24
-# Of weights that hardly fit a second-level cache, each more often used row saves reading them.
+# Where a step has more weights than this, they hardly fit a second-level cache, and more rows share
+# each reading of them; likewise where each thread makes only some of a step's units.
 _MANY_WEIGHTS = 256 * 1024
-_ROWS_FOR_MANY_WEIGHTS = 64
+_MORE_ROWS_AT_ONCE = 64
 
 # Where other threads keep the cores busy (another program, or a pool that spins while it has
 # nothing to do, as OpenBLAS's does for some 20 ms after each product), the threads of a region wait
 # for their share of a core, 4 to 8 ms, and one thread would have been done long before. After two
 # such calls in a row (the first after an idle time just wakes the pool), calls run on one thread
 # for so many times the duration of the second: few at first, as a system may need some calls to
-# give a woken thread a core of its own, and twice as many after each further slow call.
+# give a woken thread a core of its own, twice as many after each further slow call, and half as
+# many after one that was not.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 2, 8
 # Which of the calls of one kind is made on one thread, to know how long that takes.
 _TRIAL_CALL = 2
@@ -84,7 +86,7 @@ class Pace:
             return
         is_slow = seconds > 1.1 * self._alone
         if is_slow and self._was_slow:
-            _paused_until = time.perf_counter() + self._pause * seconds
+            _paused_until = max(_paused_until, time.perf_counter() + self._pause * seconds)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         elif not is_slow:
             self._pause = max(self._pause // 2, _SHORTEST_PAUSE)
@@ -105,16 +107,20 @@ def split(threads: int, rows: int, units: int, row_work: int) -> Split:
     Blocks of rows need no waiting, so they come first; they need a tile of rows for each thread.
     Fewer rows share the units, where a step is worth the waiting.
     """
-    apart = threads if rows >= threads * _ROWS_OF_TILE else 1
-    share = max(1, -(-rows // apart))
-    most = _ROWS_AT_ONCE if row_work <= _MANY_WEIGHTS else _ROWS_FOR_MANY_WEIGHTS
-    block = -(-share // -(-share // most))  # as many blocks for each
-    if apart > 1:
-        return Split(block, threads, False)
+    most = _ROWS_AT_ONCE if row_work <= _MANY_WEIGHTS else _MORE_ROWS_AT_ONCE
+    if threads > 1 and rows >= threads * _ROWS_OF_TILE:
+        return Split(_rows_a_block(-(-rows // threads), most), threads, False)
     workers = min(threads, units)
-    if workers > 1 and row_work * rows >= _SMALLEST_SHARED_PRODUCT * workers:
+    block = _rows_a_block(rows, _MORE_ROWS_AT_ONCE)
+    if workers > 1 and row_work * block >= _SMALLEST_SHARED_PRODUCT * workers:
         return Split(block, workers, True)
-    return Split(block, 1, False)
+    return Split(_rows_a_block(rows, most), 1, False)
+
+
+def _rows_a_block(rows: int, most: int) -> int:
+    """Rows of blocks that are as large as each other, at most so large, and at least 1."""
+    rows = max(1, rows)
+    return -(-rows // -(-rows // most))
 
 
 def describe_threads() -> str:

@@ -42,7 +42,7 @@ from .simd import (
 def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Row counts of the tiles for so many gates, largest first, each with its panel counts.
 
-    Three quarters of the registers hold sums; the rest hold one step's weights and the broadcast.
+    Up to three quarters of the registers hold sums, the rest one step's weights and the broadcast.
     Fewer rows take several panels at once, so that enough independent sums hide the latency of the
     multiply-add. There is a tile for every count of rows left over, so that they read the weights
     once: three rows as two and one took twice as long. Panel counts end in 1, so all are covered;
@@ -235,7 +235,7 @@ def product(
     B: Any,  # flat; packed vectors
     b: Any,  # index of the first
     b_panel: Any,  # distance between panels; blocks, k and gates are contiguous
-    b_after: Any,  # index of the panel that is read after these
+    b_after: Any,  # index of panels that may be read after these
     blocks: Any,  # at least 1
     K: Any,  # length of a block, at least 1
     rows: Any,
@@ -274,7 +274,7 @@ def product(
         (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
 
         def weights_ahead(at_row: Any, next_panel: Any) -> _Ahead:
-            """What a full tile asks for: the next panels' weights, an equal share for each tile.
+            """What a full tile asks for: the next panels' weights, about an equal share for each.
 
             Where weights come from the third-level cache, that hides the way from there (64 rows of
             512 and 1024 units take 5 to 20 % less time on a Xeon), but only if it is evenly spread:
@@ -285,7 +285,7 @@ def product(
             start = builder.select(is_last, first_after, following)
             number = builder.sdiv(at_row, integer(full_rows))
             tiles = builder.sdiv(all_rows, integer(full_rows))
-            width = integer(full_panels[0] * literal(gates) * vec.bytes)
+            width = integer(full_panels[0] * literal(gates) * vec.size_bytes)
             advance = builder.sdiv(width, tiles)
             before = builder.mul(number, builder.mul(advance, builder.mul(blocks, K)))
             start = builder.bitcast(start, cgutils.int8_t.as_pointer())
