@@ -276,6 +276,25 @@ def test_one_thread_where_several_are_slower() -> None:
     assert counts == ["2"] * 7 + ["1", "2"] * 2 + ["2", "2"] * 2 + ["1", "2"] * 3
 
 
+def test_one_thread_where_others_sleep() -> None:
+    """A short call that comes alone is not worth waking them; a long one is."""
+    out = run(
+        """
+        now = [100.0]
+        threads.time.perf_counter = lambda: now[0]
+        for alone in (0.0019, 0.0021):
+            pace = threads.Pace()
+            pace.record(1, alone)
+            for idle in (0.0009, 0.0011):
+                now[0] += idle
+                print(pace.choose(2))
+                pace.record(2, alone)
+        """,
+        NUMBA_NUM_THREADS="2",
+    )
+    assert out.split() == ["2", "1", "2", "2"]
+
+
 def test_durations_of_calls_are_recorded() -> None:
     out = run(
         """

@@ -9,9 +9,13 @@ from typing import NamedTuple
 import numba
 from numba.np.ufunc import parallel as numba_pool
 
-# A parallel region costs 1 to 3 µs on a warm pool and far more on one that has gone to sleep;
-# work of fewer multiply-adds than this (about 25 µs) is left to the calling thread.
+# A parallel region costs 1 to 3 µs on a warm pool; work of fewer multiply-adds than this (15 to 25
+# µs) is left to the calling thread.
 _SMALLEST_PARALLEL_WORK = 1_000_000
+# A pool that has gone to sleep costs far more: on a Xeon with two cores 100 µs or, once in ten
+# times, a time slice of 7 ms. A call that would take less than `_SHORT` on one thread, and does not
+# come within `_SOON` after another one, is made on one: that of a stream, say. Both in seconds.
+_SHORT, _SOON = 2e-3, 1e-3
 # Sharing the units of a step costs a wait for the others and their lines of h, 0.1 to 0.3 µs for
 # each product. Products of fewer multiply-adds a thread than this (about 0.2 µs) are not shared.
 _SMALLEST_SHARED_PRODUCT = 6_000
@@ -39,6 +43,7 @@ _TRIAL_CALL = 2
 
 _pool_process: int | None = None
 _paused_until = 0.0
+_last_call = 0.0  # when a call that may use several threads ended
 
 
 def is_small(work: int) -> bool:
@@ -76,17 +81,20 @@ class Pace:
     def choose(self, threads: int) -> int:
         """Threads for the next call, of those that it may use."""
         self._calls += 1
-        return 1 if self._calls == _TRIAL_CALL else threads
+        is_trial = self._calls == _TRIAL_CALL
+        wakes_pool = time.perf_counter() - _last_call > _SOON
+        return 1 if is_trial or (wakes_pool and self._alone < _SHORT) else threads
 
     def record(self, threads: int, seconds: float) -> None:
-        """Note the duration of a call."""
-        global _paused_until
+        """Note the duration of a call that has just ended."""
+        global _paused_until, _last_call
+        _last_call = time.perf_counter()
         if threads == 1:
             self._alone = min(seconds, self._alone)
             return
         is_slow = seconds > 1.1 * self._alone
         if is_slow and self._was_slow:
-            _paused_until = max(_paused_until, time.perf_counter() + self._pause * seconds)
+            _paused_until = max(_paused_until, _last_call + self._pause * seconds)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         elif not is_slow:
             self._pause = max(self._pause // 2, _SHORTEST_PAUSE)
