@@ -170,7 +170,6 @@ def test_weight_gradients_of_many_rows(cell: str, N: int, H: int) -> None:
 def test_gradients_of_many_inputs(cell: str, N: int, T: int) -> None:
     """More features than are multiplied at once: all of them twice, then with weights of 0."""
     problem = draw(cell, (N, T, 300, 33))
-
     weights = problem.params.to_dict()
     weights["weight_ih_l0"] = np.pad(weights["weight_ih_l0"], ((0, 0), (0, 300)))
     wide = fastgru.Params.from_dict(weights, cell=cell)
