@@ -139,12 +139,15 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
     step_phases = chain([inlined(_make_phase(cell, n, lanes)) for n in phases])
 
     def forward(
-        x,  # (N, T, I), any strides
-        initial,  # for each member of the state (layers * directions, N, H), any strides
-        layer,  # which layer and direction of `initial` and `final_out`
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row, longest first
         offset,  # (T + 1,) packed rows before each step
+        worker_size,  # elements of `work` that a worker has
+        block_rows,  # rows a block
+        steps,  # steps a block
+        x,  # (N, T, I), any strides
+        initial,  # for each member of the state (layers * directions, N, H), any strides
+        layer,  # which layer and direction of `initial` and `final_out`
         reverse,  # whether rows are walked from their last step
         weights,  # flat, packed
         y_out,  # (N, T, H), any strides; valid steps are written
@@ -152,9 +155,6 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
         values_out,  # (packed rows * value row,) saved for backward; written if `keep`
         keep,
         work,  # (workers * worker_size,)
-        worker_size,
-        block_rows,  # rows a block
-        steps,  # steps a block
         meeting,  # of the workers if they share blocks, else empty; see `team`
         worker,  # which of the workers this is
         workers,
@@ -213,13 +213,13 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
 
 
 def forward_threads(
-    address, x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
-    values_out, keep, work, worker_size, block_rows, steps, meeting, worker, workers,
+    address, order, lengths, offset, worker_size, block_rows, steps, x, initial, layer, reverse,
+    weights, y_out, final_out, values_out, keep, work, meeting, worker, workers,
 ):  # fmt: skip
     """Run the forward loop's workers on threads."""
     for number in prange(worker, workers):
         call_at(
-            address, x, initial, layer, order, lengths, offset, reverse, weights, y_out, final_out,
-            values_out, keep, work, worker_size, block_rows, steps, meeting, np.intp(number),
+            address, order, lengths, offset, worker_size, block_rows, steps, x, initial, layer,
+            reverse, weights, y_out, final_out, values_out, keep, work, meeting, np.intp(number),
             workers,
         )  # fmt: skip

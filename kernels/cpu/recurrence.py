@@ -2,6 +2,8 @@
 
 import functools
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +79,6 @@ class Recurrence:
         self._kernel = build.forward_kernel(cell, dtype)
         self._pool = pool(dtype)
         self._nothing = np.empty(0, dtype)
-        self._ragged = tuple(ragged)
         self._ways: dict[int, _Way] = {}
         self._forward_pace, self._backward_pace = Pace(), Pace()
         # Of calls so short that nothing about them is decided or noted each time.
@@ -106,9 +107,11 @@ class Recurrence:
         )
         forward_shelf = self._pool.shelf(way.workers * forward)
         backward_shelf = self._pool.shelf(threads * backward)
+        sizes = (forward, way.rows, steps)
+        run = functools.partial(self._kernel.on(way.workers), *self.ragged, *sizes)
         return _Way(
-            threads, way.workers, way.shared, forward_shelf, (forward, way.rows, steps),
-            backward_shelf, (backward, way.rows),
+            threads, way.workers, way.shared, forward_shelf, run, backward_shelf,
+            (backward, way.rows),
         )  # fmt: skip
 
     @functools.cached_property
@@ -169,9 +172,9 @@ class Recurrence:
             way = self._way(self._forward_pace)
         work = way.forward_shelf.borrow()
         try:
-            self._kernel.on(way.workers)(
-                x, initial, layer, *self._ragged, reverse, weights, y_out, final_out, values, keep,
-                work, *way.forward_sizes, way.meeting(), 0, way.workers,
+            way.forward(
+                x, initial, layer, reverse, weights, y_out, final_out, values, keep, work,
+                way.meeting() if way.shared else _NO_MEETING, 0, way.workers,
             )  # fmt: skip
         finally:
             way.forward_shelf.give_back(work)
@@ -316,16 +319,17 @@ class Recurrence:
         return products
 
 
-class _Way(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
     """How threads run the loops, and what memory that takes."""
 
     threads: int  # that may be used
     workers: int  # threads that the loops use
     shared: bool  # whether they share each block's units
     forward_shelf: Shelf  # where forward's workspace comes from
-    forward_sizes: tuple[int, int, int]  # of one worker's part of it, rows a block, steps a block
+    forward: Callable[..., None]  # the kernel with its first arguments, which are the same for all
     backward_shelf: Shelf
-    backward_sizes: tuple[int, int]  # likewise, without steps
+    backward_sizes: tuple[int, int]  # of one worker's part of it, rows a block
 
     def meeting(self) -> Array:
         """A new meeting place for the workers; empty if they do not share blocks."""
