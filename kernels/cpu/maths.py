@@ -3,7 +3,9 @@
 One algorithm for both precisions, from fused multiply-adds: with n = rint(x log2 e), the rest
 r = x - n ln 2 lies in ±0.347, where the Taylor polynomial of expm1 is short, and 2^n is made from
 its bits. The forms of sigmoid and tanh never cancel: the obvious 1 / (1 + exp(-x)) and
-1 - 2 / (exp(2x) + 1) lose every digit below -88 and near 0.
+1 - 2 / (exp(2x) + 1) lose every digit below -88 and near 0. Numerator and denominator are one
+multiply-add each from the polynomial's value, as what a core has in flight ends at the division:
+a shorter way to it, and fewer instructions, are what makes equations faster on a Xeon.
 
 NaN passes through. No table, no branch, no call: everything stays in registers.
 """
@@ -23,19 +25,19 @@ class _Format(NamedTuple):
 
     mantissa_bits: int
     exponent_bias: int
-    ln2_high: float  # few enough bits that n * ln2_high is exact
-    ln2_low: float
+    ln2: tuple[float, float]  # their sum; n times the first is exact
     degree: int  # of expm1's polynomial: the first omitted term is below eps / 12
     smallest: float  # exp rounds to 0 at and below it
     largest: float  # exp is infinite at it
-    tanh_limit: float  # tanh rounds to 1 at and above it
+    sigmoid_limit: float  # sigmoid rounds to 1 at and above it
+    tanh_limit: float  # tanh likewise
 
 
+_LN2_32 = 0.693145751953125, 1.4286068203094173e-06
+_LN2_64 = 0.6931471803691238, 1.9082149292705877e-10
 _FORMATS = {
-    32: _Format(23, 127, 0.693145751953125, 1.4286068203094173e-06, 7, -104.0, 89.0, 10.0),
-    64: _Format(
-        52, 1023, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13, -746.0, 710.0, 20.0
-    ),
+    32: _Format(23, 127, _LN2_32, 7, -104.0, 89.0, 20.0, 10.0),
+    64: _Format(52, 1023, _LN2_64, 13, -746.0, 710.0, 40.0, 20.0),
 }
 
 
@@ -109,20 +111,25 @@ class _Maths:
         value = builder.fmul(value, self.power_of_two(half))
         return builder.fmul(value, self.power_of_two(builder.fsub(n, half)))
 
-    def split(self, x: Any) -> tuple[Any, Any]:
-        """n and expm1(r) with x = n ln 2 + r, for x where neither overflows."""
-        builder, form = self.builder, self.format
+    def split(self, x: Any, ln2: tuple[float, ...]) -> tuple[Any, Any]:
+        """n and expm1(r) with x = n ln 2 + r, for x where neither overflows; ln 2 in parts."""
+        builder = self.builder
         n = self.fma(x, self.const(1 / math.log(2)), self.rounder)
         n = builder.fsub(n, self.rounder)
-        r = self.fma(n, self.const(-form.ln2_high), x)
-        r = self.fma(n, self.const(-form.ln2_low), r)
-        powers = range(2, form.degree + 1)
-        p = self.polynomial(r, [1 / math.factorial(power) for power in powers])
-        return n, self.fma(builder.fmul(r, r), p, r)
+        r = x
+        for part in ln2:
+            r = self.fma(n, self.const(-part), r)
+        powers = range(2, self.format.degree + 1)
+        coefficients = [1 / math.factorial(power) for power in powers]
+        # Side by side: r + r^2 (1/2 + r/6), and r^4 times the rest.
+        square = builder.fmul(r, r)
+        low = self.fma(square, self.polynomial(r, coefficients[:2]), r)
+        high = self.polynomial(r, coefficients[2:])
+        return n, self.fma(builder.fmul(square, square), high, low)
 
     def exp(self, x: Any) -> Any:
         """exp for x up to `largest`."""
-        n, m = self.split(self.at_least(x, self.format.smallest))
+        n, m = self.split(self.at_least(x, self.format.smallest), self.format.ln2)
         return self.scale(self.builder.fadd(m, self.const(1.0)), n)
 
 
@@ -134,21 +141,26 @@ def _exp(builder: Any, vec: Vec, x: Any) -> Any:
 
 @lower_on_vec(primitives.sigmoid, 1)
 def _sigmoid(builder: Any, vec: Vec, x: Any) -> Any:
-    """1 / (1 + e) or e / (1 + e) with e = exp(-|x|), so nothing overflows nor cancels."""
+    """e / (1 + e) with e = exp(x), which does not overflow: x is bounded where that is 1."""
     maths = _Maths(builder, vec)
-    one = maths.const(1.0)
-    e = maths.exp(builder.fneg(call_llvm(builder, vec, "fabs", x)))
-    numerator = maths.select(">=", x, maths.const(0.0), one, e)
-    return builder.fdiv(numerator, builder.fadd(one, e))
+    form, one = maths.format, maths.const(1.0)
+    x = maths.at_least(maths.at_most(x, form.sigmoid_limit), form.smallest)
+    n, m = maths.split(x, form.ln2)
+    scale = maths.scale(one, n)
+    denominator = maths.fma(scale, m, builder.fadd(scale, one))
+    return builder.fdiv(maths.fma(scale, m, scale), denominator)
 
 
 @lower_on_vec(primitives.tanh, 1)
 def _tanh(builder: Any, vec: Vec, x: Any) -> Any:
-    """-m / (m + 2) with m = expm1(-2 |x|), with the sign of x."""
+    """m / (m + 2) with m = expm1(2x), where x is bounded where that is -1 or 1.
+
+    So near 0, and where n is large it hardly depends on m: ln 2 in one part is enough.
+    """
     maths = _Maths(builder, vec)
-    size = maths.at_most(call_llvm(builder, vec, "fabs", x), maths.format.tanh_limit)
-    n, m = maths.split(builder.fmul(size, maths.const(-2.0)))
-    scale = maths.scale(maths.const(1.0), n)
-    m = maths.fma(scale, m, builder.fsub(scale, maths.const(1.0)))
-    value = builder.fdiv(builder.fneg(m), builder.fadd(m, maths.const(2.0)))
-    return call_llvm(builder, vec, "copysign", value, x)
+    limit, one = maths.format.tanh_limit, maths.const(1.0)
+    x = maths.at_least(maths.at_most(x, limit), -limit)
+    n, m = maths.split(builder.fadd(x, x), (math.log(2),))
+    scale = maths.scale(one, n)
+    denominator = maths.fma(scale, m, builder.fadd(scale, one))
+    return builder.fdiv(maths.fma(scale, m, builder.fsub(scale, one)), denominator)
