@@ -38,6 +38,9 @@ from .simd import (
     vec_of,
 )
 
+# Tiles that ask for their sums before they start: of so many vectors, in so many rounds.
+_MANY_SUMS, _LONG_BLOCK = 16, 64
+
 
 def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Row counts of the tiles for so many gates, largest first, each with its panel counts.
@@ -159,7 +162,15 @@ def _emit_tile(
             for gate in range(gates)
         ]
 
-    sums = [constant(vec, 0.0)] * (rows * panels * gates)
+    # Sums may lie in the third-level cache (of weight gradients of many units they do), and are
+    # needed after the last round: asked for before a long first one, they are there by then.
+    starts = places(o.S, o.s_row, o.s_gate)
+    if len(starts) >= _MANY_SUMS:
+        with builder.if_then(builder.icmp_signed(">=", o.K, integer(_LONG_BLOCK))):
+            for start in starts:
+                prefetch(builder, start)
+
+    sums = [constant(vec, 0.0)] * len(starts)
     everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vec.lanes), [0] * vec.lanes)
     undefined = ir.Constant(vec.ir, ir.Undefined)
 
@@ -210,8 +221,7 @@ def _emit_tile(
         for (_, result), (_, following) in zip([b, *inner], outer, strict=True):
             following.extend(result)
 
-    starts, results = places(o.S, o.s_row, o.s_gate), places(o.C, o.c_row, o.c_gate)
-    totals = outer[1 : 1 + len(sums)]
+    results, totals = places(o.C, o.c_row, o.c_gate), outer[1 : 1 + len(sums)]
     for start, result, (_, (total,)) in zip(starts, results, totals, strict=True):
         store(builder, vec, builder.fadd(load(builder, vec, start), total), result)
 
