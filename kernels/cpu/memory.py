@@ -13,8 +13,11 @@ _CACHE_LINE = 64
 _SMALL = 4096
 # Scratch memory is kept for the next call: new memory comes in pages that the system clears one by
 # one, which takes longer than many a kernel. What is not touched of a buffer takes no memory.
-_SMALLEST_KEPT_BITS, _LARGEST_KEPT_BITS = 14, 21
+_SMALLEST_KEPT_BITS, _LARGEST_KEPT_BITS = 14, 24
 _KEPT_OF_EACH = 3
+# Of sizes above 2^21 elements two are kept: what backward needs at once of large weights. New ones
+# took a tenth of training at (25, 64, 1024, 1024) with an LSTM, whose 33 MB no heap keeps either.
+_MANY_KEPT_BITS, _KEPT_OF_LARGE = 21, 2
 
 
 def aligned(size: int, dtype: np.dtype[Any]) -> Array:
@@ -55,8 +58,10 @@ class Pool:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        bits = range(_LARGEST_KEPT_BITS + 1)
-        self._shelves = [Shelf(1 << b, dtype, _KEPT_OF_EACH) for b in bits]
+        self._shelves = [
+            Shelf(1 << bits, dtype, _KEPT_OF_EACH if bits <= _MANY_KEPT_BITS else _KEPT_OF_LARGE)
+            for bits in range(_LARGEST_KEPT_BITS + 1)
+        ]
 
     def shelf(self, size: int) -> Shelf:
         """Where buffers of at least that size come from."""
