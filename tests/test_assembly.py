@@ -43,7 +43,8 @@ TARGETS = {
 PRODUCTS = [f"product {gates} {dtype}" for gates in (1, 2, 3, 4) for dtype in ("f4", "f8")]
 KERNELS = [
     *(f"{loop} {cell}" for cell in ("gru", "lstm") for loop in ("forward", "backward")),
-    *("gradient of x", "weights of x", "weights of h", "packing"),
+    *("gradient of x", "weights of x", "weights of h"),
+    *("backward pass, states 1", "backward pass, states 2", "packing"),
 ]
 
 # Prints, by name, the tiles (rows, weights) that the code consists of, and the code. The products
@@ -97,6 +98,9 @@ one_panel = [(rows, GROUP_VECTORS) for rows, _ in tile_shapes(GROUP_VECTORS)]
 for name, operand in (("x", None), ("h", HIDDEN)):
     kernel = build.weight_gradient_kernel(operand, 0, single)
     add(f"weights of {name}", kernel.dispatcher, one_panel)
+for states in (1, 2):
+    kernel = build.backpropagation_kernel(states, single, False)
+    add(f"backward pass, states {states}", kernel.dispatcher, [])
 add("packing", build.packing_kernel(single).dispatcher, [])
 print(json.dumps(found))
 """

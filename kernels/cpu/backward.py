@@ -11,13 +11,10 @@ where a panel is a vector of the operand's units.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numba import prange
 from numba.extending import register_jitable
 
 from ..cells import Cell
 from ..plan import phase_plans
-from .launch import call_at
 from .plan import GROUP, backward_layout, chain, first_of_group, row_sizes, units_of
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
 from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
@@ -117,10 +114,9 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
     def backward(
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
         has_dy,
-        dfinal,  # for each member of the state (layers * directions, N, H), any strides
-        layer,  # which layer and direction of `dfinal`, `initial` and `dinitial_out`
+        layer,  # which layer and direction of `initial` and `dstate_out`
         y,  # (N, T, H), any strides: what forward gave
-        initial,  # like `dfinal`: what forward was given
+        initial,  # for each member of the state (layers * directions, N, H), any strides
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row, longest first
         offset,  # (T + 1,) packed rows before each step
@@ -130,7 +126,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
         first_step,  # steps first_step to last_step - 1 are walked, the last one first
         last_step,
         d_out,  # (packed rows of these steps * pre row,) gradients of pre-activations; written
-        dinitial_out,  # like `dfinal`; gradients of the state before `first_step`; written
+        dstate_out,  # like `initial`; gradients of the state after these steps become those before
         work,  # (workers * worker_size,)
         worker_size,
         block_rows,  # rows a block
@@ -153,7 +149,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
 
             for row in range(rows):
                 fill_zero(work, at.h + row * size.h + units.first, units.vectors * lanes)
-            load_state(dfinal, layer, order, first, rows, units, work, at.dstate, size)
+            load_state(dstate_out, layer, order, first, rows, units, work, at.dstate, size)
 
             for step in range(min(last_step, lengths[first]) - 1, first_step - 1, -1):
                 running_rows = running(offset, step, first, last)
@@ -177,20 +173,6 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
                     step, H,
                 )  # fmt: skip
 
-            store_state(dinitial_out, layer, order, first, rows, units, work, at.dstate, size)
+            store_state(dstate_out, layer, order, first, rows, units, work, at.dstate, size)
 
     return backward
-
-
-def backward_threads(
-    address, dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse, weights, saved,
-    first_step, last_step, d_out, dinitial_out, work, worker_size, block_rows, meeting, worker,
-    workers,
-):  # fmt: skip
-    """Run the backward loop's workers on threads."""
-    for number in prange(worker, workers):
-        call_at(
-            address, dy, has_dy, dfinal, layer, y, initial, order, lengths, offset, reverse,
-            weights, saved, first_step, last_step, d_out, dinitial_out, work, worker_size,
-            block_rows, meeting, np.intp(number), workers,
-        )  # fmt: skip

@@ -11,7 +11,7 @@ from numba import types
 
 from ..cells import Cell, Operand
 from ..store import functions_digest
-from . import backward, forward, gradients, packing
+from . import backpropagation, backward, forward, gradients, packing
 from . import maths as _maths  # noqa: F401 - teaches Numba the primitives that cells call
 from .cache import KernelCache
 from .simd import lanes_of
@@ -50,16 +50,20 @@ def _parameter_types(dtype: types.Type, states: int) -> dict[str, types.Type]:
     return flags | {
         **dict.fromkeys(("x", "y", "h0", "dy", "source"), rows),
         **dict.fromkeys(("y_out", "dx_out"), rows_out),
-        **dict.fromkeys(("initial", "dfinal"), types.UniTuple(rows, states)),
-        **dict.fromkeys(("final_out", "dinitial_out"), types.UniTuple(rows_out, states)),
+        "initial": types.UniTuple(rows, states),
+        **dict.fromkeys(("final_out", "dstate_out"), types.UniTuple(rows_out, states)),
         **dict.fromkeys(("weights", "saved", "d", "work", "sums"), flat),
-        **dict.fromkeys(("values_out", "d_out", "packed_out", "dbias_out"), flat),
+        **dict.fromkeys(("values_out", "d_out", "packed_out"), flat),
+        **dict.fromkeys(("dbias_out", "dbias_ih_out", "dbias_hh_out"), flat),
         **dict.fromkeys(("order", "lengths", "offset"), indices),
         **dict.fromkeys(("parts", "gate_rows", "bias_rows"), indices),
+        **dict.fromkeys(("inputs", "products", "ends"), indices),
         **dict.fromkeys(("weight_ih", "weight_hh"), _theirs(dtype, 2)),
         **dict.fromkeys(("bias_ih", "bias_hh"), _theirs(dtype, 1)),
         "meeting": types.Array(types.intp, 1, "C"),
-        "dweight_out": types.Array(dtype, 2, "C"),
+        **dict.fromkeys(
+            ("dweight_out", "dweight_ih_out", "dweight_hh_out"), types.Array(dtype, 2, "C")
+        ),
     }
 
 
@@ -94,16 +98,23 @@ def _compile(
     states: int,
     key: str,
     cell_functions: list[Callable[..., Any]],
+    parallel: bool = False,
 ) -> Any:
     """Compile for the one signature that the parameters' names imply."""
     cell_digest = functions_digest(cell_functions)
     cache = KernelCache(f"{function.__qualname__} {lanes(dtype)} {key} {cell_digest}")
     _name_closures(function, cache.digest)
-    dispatcher = numba.njit(nogil=True, **_UNCOUNTED)(function)
+    dispatcher = numba.njit(nogil=True, parallel=parallel, **_UNCOUNTED)(function)
+    kinds = _signature(function, dtype, states)
+    return _load_or_compile(dispatcher, kinds, None if cell_digest is None else cache)
+
+
+def _signature(
+    function: Callable[..., Any], dtype: np.dtype[Any], states: int
+) -> tuple[types.Type, ...]:
+    """The types that the names of a kernel's parameters imply."""
     kinds = _parameter_types(numba.from_dtype(dtype), states)
-    names = inspect.signature(function).parameters
-    types_ = tuple(kinds.get(name, types.intp) for name in names)
-    return _load_or_compile(dispatcher, types_, None if cell_digest is None else cache)
+    return tuple(kinds.get(name, types.intp) for name in inspect.signature(function).parameters)
 
 
 def _load_or_compile(dispatcher: Any, kinds: tuple[Any, ...], cache: KernelCache | None) -> Any:
@@ -118,7 +129,29 @@ def _load_or_compile(dispatcher: Any, kinds: tuple[Any, ...], cache: KernelCache
 
 
 class Kernel:
-    """A compiled kernel whose last two parameters are a worker's number and their count.
+    """A kernel compiled for one signature.
+
+    Attributes
+    ----------
+    call : callable
+        Runs it; arguments must have its types, for nothing checks them.
+    """
+
+    def __init__(self, dispatcher: Any) -> None:
+        self.dispatcher = dispatcher
+        (self._signature,) = dispatcher.nopython_signatures
+        # The dispatcher itself would look at the type of every argument again, which takes 0.6 µs.
+        self.call: Callable[..., None] = dispatcher.get_overload(self._signature.args)
+
+    @property
+    def address(self) -> int:
+        """Where its machine code is."""
+        compiled = self.dispatcher.overloads[self._signature.args]
+        return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+
+class ThreadedKernel(Kernel):
+    """A kernel whose last two parameters are a worker's number and their count.
 
     One worker runs on the calling thread. Several run on Numba's threads, by a small parallel
     launcher that gets the kernel's address: both run the same machine code, and the kernel is not
@@ -126,10 +159,7 @@ class Kernel:
     """
 
     def __init__(self, dispatcher: Any, threads: Callable[..., None]) -> None:
-        self.dispatcher = dispatcher
-        (self._signature,) = dispatcher.nopython_signatures
-        # The dispatcher itself would look at the type of every argument again, which takes 0.6 µs.
-        self._serial = dispatcher.get_overload(self._signature.args)
+        super().__init__(dispatcher)
         self._threads = threads
 
     @functools.cached_property
@@ -139,25 +169,20 @@ class Kernel:
         cache = KernelCache(self._threads.__qualname__)
         dispatcher = numba.njit(nogil=True, parallel=True, **_UNCOUNTED)(self._threads)
         launch = _load_or_compile(dispatcher, kinds, cache).get_overload(kinds)
-        compiled = self.dispatcher.overloads[self._signature.args]
-        name = compiled.fndesc.llvm_func_name
-        return functools.partial(launch, compiled.library.get_pointer_to_function(name))
+        return functools.partial(launch, self.address)
 
     def on(self, workers: int) -> Callable[..., None]:
-        """What runs so many workers; its last two arguments are 0 and `workers`.
-
-        Arguments must have the kernel's types: nothing checks them.
-        """
-        return self._serial if workers == 1 else self._parallel
+        """What runs so many workers, like `call`; its last two arguments are 0 and `workers`."""
+        return self.call if workers == 1 else self._parallel
 
 
 @functools.cache
-def forward_kernel(cell: Cell, dtype: np.dtype[Any]) -> Kernel:
+def forward_kernel(cell: Cell, dtype: np.dtype[Any]) -> ThreadedKernel:
     """`forward.make_forward`, compiled."""
     function = forward.make_forward(cell, lanes(dtype))
     functions = _cell_functions(cell)
     dispatcher = _compile(function, dtype, len(cell.states), cell.name, functions)
-    return Kernel(dispatcher, forward.forward_threads)
+    return ThreadedKernel(dispatcher, forward.forward_threads)
 
 
 @functools.cache
@@ -166,14 +191,13 @@ def backward_kernel(cell: Cell, dtype: np.dtype[Any]) -> Kernel:
     function = backward.make_backward(cell, lanes(dtype))
     functions = _cell_functions(cell)
     dispatcher = _compile(function, dtype, len(cell.states), cell.name, functions)
-    return Kernel(dispatcher, backward.backward_threads)
+    return Kernel(dispatcher)
 
 
 @functools.cache
 def input_gradient_kernel(dtype: np.dtype[Any]) -> Kernel:
     """`gradients.make_input_gradient`, compiled."""
-    dispatcher = _compile(gradients.make_input_gradient(lanes(dtype)), dtype, 1, "", [])
-    return Kernel(dispatcher, gradients.input_gradient_threads)
+    return Kernel(_compile(gradients.make_input_gradient(lanes(dtype)), dtype, 1, "", []))
 
 
 @functools.cache
@@ -184,10 +208,19 @@ def weight_gradient_kernel(
     function = gradients.make_weight_gradient(operand, first_value, lanes(dtype))
     functions = _operand_functions(operand)
     key = f"{' '.join(f.__qualname__ for f in functions)} {first_value}"
-    return Kernel(_compile(function, dtype, 1, key, functions), gradients.weight_gradient_threads)
+    return Kernel(_compile(function, dtype, 1, key, functions))
 
 
 @functools.cache
-def packing_kernel(dtype: np.dtype[Any]) -> Kernel:
+def packing_kernel(dtype: np.dtype[Any]) -> ThreadedKernel:
     """`packing.make_pack`, compiled."""
-    return Kernel(_compile(packing.make_pack(lanes(dtype)), dtype, 1, "", []), packing.pack_threads)
+    dispatcher = _compile(packing.make_pack(lanes(dtype)), dtype, 1, "", [])
+    return ThreadedKernel(dispatcher, packing.pack_threads)
+
+
+@functools.cache
+def backpropagation_kernel(states: int, dtype: np.dtype[Any], parallel: bool) -> Kernel:
+    """`backpropagation.make_backpropagation`, compiled; its workers run on threads, or by turns."""
+    function = backpropagation.make_backpropagation()
+    key = "parallel" if parallel else "serial"
+    return Kernel(_compile(function, dtype, states, key, [], parallel=parallel))

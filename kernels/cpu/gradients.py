@@ -7,12 +7,9 @@ itself, is the cell's.
 
 from collections.abc import Callable
 
-import numpy as np
-from numba import prange
 from numba.extending import register_jitable
 
 from ..cells import Operand
-from .launch import call_at
 from .plan import padded
 from .rows import accumulate_row, fetch_ahead, load_row, previous_h, step_of, time_index
 from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
@@ -88,19 +85,6 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
                 accumulate_row(dx_out, order[row], t, 0, work, sums + i * row_size, I)
 
     return input_gradient
-
-
-def input_gradient_threads(
-    address, d, d_row, first, blocks, unit, H, weights, weights_start, order, lengths, offset,
-    first_step, last_step, reverse, dx_out, at_once, work, worker_size, worker, workers,
-):  # fmt: skip
-    """Run the input gradient's shares on threads."""
-    for number in prange(worker, workers):
-        call_at(
-            address, d, d_row, first, blocks, unit, H, weights, weights_start, order, lengths,
-            offset, first_step, last_step, reverse, dx_out, at_once, work, worker_size,
-            np.intp(number), workers,
-        )  # fmt: skip
 
 
 def input_gradient_worker_size(input_size: int, lanes: int) -> int:
@@ -266,20 +250,6 @@ def make_weight_gradient(
                     write(sums, so_far, group, gate_rows, unit, H, dweight_out, dbias_out)
 
     return weight_gradient
-
-
-def weight_gradient_threads(
-    address, source, h0, layer, order, lengths, offset, first_step, last_step, reverse, saved,
-    value_row, d, d_row, first, unit, H, gate_rows, dweight_out, dbias_out, sums, sums_start,
-    is_first, is_last, work, worker_size, worker, workers,
-):  # fmt: skip
-    """Run the weight gradient's shares on threads."""
-    for number in prange(worker, workers):
-        call_at(
-            address, source, h0, layer, order, lengths, offset, first_step, last_step, reverse,
-            saved, value_row, d, d_row, first, unit, H, gate_rows, dweight_out, dbias_out, sums,
-            sums_start, is_first, is_last, work, worker_size, np.intp(number), workers,
-        )  # fmt: skip
 
 
 def weight_gradient_worker_size(columns: int, lanes: int) -> int:

@@ -1,4 +1,4 @@
-"""Calling a compiled kernel by its address, from the parallel loops that run its workers."""
+"""Calling a compiled kernel by its address, from the loops that run its workers."""
 
 from typing import Any
 

@@ -2,9 +2,9 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,9 @@ from ..cells import Cell
 from ..plan import phase_plans
 from ..ragged import RaggedRows
 from . import build
+from .backpropagation import InputProduct, WeightProduct
 from .gradients import (
     input_gradient_worker_size,
-    rows_at_once,
     weight_gradient_sums,
     weight_gradient_worker_size,
 )
@@ -79,7 +79,9 @@ class Recurrence:
         self._kernel = build.forward_kernel(cell, dtype)
         self._pool = pool(dtype)
         self._nothing = np.empty(0, dtype)
+        self._no_weight = np.empty((0, 0), dtype)
         self._ways: dict[int, _Way] = {}
+        self._backward_runs: dict[int, Callable[..., None]] = {}
         self._forward_pace, self._backward_pace = Pace(), Pace()
         # Of calls so short that nothing about them is decided or noted each time.
         self._short_way = self._way(Pace()) if is_small(self.work) else None
@@ -115,22 +117,16 @@ class Recurrence:
         )  # fmt: skip
 
     @functools.cached_property
-    def _most_rows(self) -> int:
-        """Packed rows of the largest of these blocks."""
-        return max(rows for _, _, rows in self._time_blocks)
-
-    @functools.cached_property
-    def _time_blocks(self) -> list[tuple[int, int, int]]:
-        """First step, end and packed rows of the blocks of steps that backward takes, in order."""
+    def _ends(self) -> list[int]:
+        """Where the blocks of steps that backward takes end, the last ones first, and 0."""
         offset = self.ragged.offset
         row_bytes = self.size.pre * self.dtype.itemsize
         most = max(_GRADIENT_BLOCK_BYTES // row_bytes, _GRADIENT_BLOCK_ROWS)
-        blocks, last = [], self.steps
-        while last > 0:
-            first = min(int(np.searchsorted(offset, offset[last] - most)), last - 1)
-            blocks.append((first, last, int(offset[last] - offset[first])))
-            last = first
-        return blocks or [(0, 0, 0)]
+        ends = [self.steps]
+        while ends[-1] > 0:
+            first = int(np.searchsorted(offset, offset[ends[-1]] - most))
+            ends.append(min(first, ends[-1] - 1))
+        return ends if self.steps else [0, 0]
 
     def forward(
         self,
@@ -217,44 +213,20 @@ class Recurrence:
             Gradients of the weights, by name.
         """
         start = time.perf_counter()
-        if dfinal is None:
-            dfinal = dinitial_out
-            for member in dfinal:
-                member[layer] = 0
+        for number, member in enumerate(dinitial_out):
+            member[layer] = 0 if dfinal is None else dfinal[number][layer]
         way = self._short_way or self._way(self._backward_pace)
-        size, inputs, products = self.size, self._inputs, self._products
-        worker_size, _ = way.backward_sizes
         gradients = {name: np.empty(w.shape, self.dtype) for name, w in weights.items()}
-        # A kernel is done before the next one starts, so all can have the same workspace.
         packed, (sums_shelf, d_shelf) = self._by_columns(weights), self._gradient_shelves
         sums, d, work = sums_shelf.borrow(), d_shelf.borrow(), way.backward_shelf.borrow()
         try:
-            for first, last, rows in self._time_blocks:
-                self._backward_kernel.on(way.workers)(
-                    y if dy is None else dy, dy is not None, dfinal, layer, y, initial,
-                    *self.ragged, reverse, packed, values, first, last, d, dinitial_out,
-                    work, *way.backward_sizes, way.meeting(), 0, way.workers,
-                )  # fmt: skip
-                dfinal = dinitial_out  # of the steps before, that is
-                at_once = rows_at_once(rows, way.threads)
-                workers = max(1, min(way.threads, -(-rows // at_once)))
-                for pre, blocks, weights_start in inputs:
-                    self._input_kernel.on(workers)(
-                        d, size.pre, pre, blocks, size.unit, self.H, packed, weights_start,
-                        *self.ragged, first, last, reverse, dx_out, at_once,
-                        work, worker_size, 0, workers,
-                    )  # fmt: skip
-                so_far = 0
-                for product in products:
-                    workers = min(way.threads, product.groups)
-                    product.kernel.on(workers)(
-                        y if product.of_y else x, initial[0], layer, *self.ragged, first, last,
-                        reverse, values, size.value, d, size.pre, product.pre, size.unit, self.H,
-                        product.gate_rows, gradients[product.weight],
-                        gradients.get(product.bias, self._nothing), sums, so_far,
-                        last == self.steps, first == 0, work, worker_size, 0, workers,
-                    )  # fmt: skip
-                    so_far += product.sums_size
+            self._backpropagation(way)(
+                y if dy is None else dy, dy is not None, layer, x, y, initial, reverse,
+                packed, values, dx_out, dinitial_out,
+                gradients["weight_ih"], gradients.get("weight_hh", self._no_weight),
+                gradients.get("bias_ih", self._nothing), gradients.get("bias_hh", self._nothing),
+                d, sums, work, way.meeting() if way.shared else _NO_MEETING,
+            )  # fmt: skip
         finally:
             self._by_columns.give_back(packed)
             sums_shelf.give_back(sums)
@@ -266,6 +238,22 @@ class Recurrence:
 
     # What backward needs is prepared when it is first called: many never call it.
 
+    def _backpropagation(self, way: "_Way") -> Callable[..., None]:
+        """The backward pass with its first arguments, which are the same for all calls."""
+        run = self._backward_runs.get(way.threads)
+        if run is None:
+            states = len(self.cell.states)
+            inputs, products, gates = self._tables
+            run = self._backward_runs[way.threads] = functools.partial(
+                build.backpropagation_kernel(states, self.dtype, way.threads > 1).call,
+                build.backward_kernel(self.cell, self.dtype).address,
+                build.input_gradient_kernel(self.dtype).address,
+                _flat(inputs), _flat(products), _flat(gates), np.array(self._ends, np.intp),
+                *self.ragged, self.H, self.size.unit, self.size.pre, self.size.value,
+                *way.backward_sizes, way.workers, way.threads,
+            )  # fmt: skip
+        return run
+
     @functools.cached_property
     def _by_columns(self) -> Packing:
         return packing(self.cell, self.I, self.H, self.dtype, True)
@@ -273,50 +261,34 @@ class Recurrence:
     @functools.cached_property
     def _gradient_shelves(self) -> tuple[Shelf, Shelf]:
         """Where sums of the gradients of weights, and gradients of pre-activations, come from."""
-        sums = sum(product.sums_size for product in self._products)
-        return self._pool.shelf(sums), self._pool.shelf(self._most_rows * self.size.pre)
+        _, products, _ = self._tables
+        sums = sum(product.sums_size for product in products)
+        packed_rows = -np.diff(self.ragged.offset[self._ends])
+        return self._pool.shelf(sums), self._pool.shelf(int(packed_rows.max()) * self.size.pre)
 
     @functools.cached_property
-    def _backward_kernel(self) -> build.Kernel:
-        return build.backward_kernel(self.cell, self.dtype)
-
-    @functools.cached_property
-    def _input_kernel(self) -> build.Kernel:
-        return build.input_gradient_kernel(self.dtype)
-
-    @functools.cached_property
-    def _inputs(self) -> list[tuple[int, int, int]]:
-        """Of the phases that x feeds: index of the first pre-activation, their number, weights."""
-        starts = self._by_columns.starts
-        return [
-            (plan.first * self.size.unit, plan.inputs, starts[plan.number, "input"])
-            for plan in phase_plans(self.cell)
-            if plan.inputs
-        ]
-
-    @functools.cached_property
-    def _products(self) -> list["_WeightProduct"]:
-        """The products that the gradients of the weights are."""
-        products = []
+    def _tables(self) -> tuple[list[InputProduct], list[WeightProduct], list[Array]]:
+        """The products that the gradients of x and of the weights are, and gates of the latter."""
+        starts, unit = self._by_columns.starts, self.size.unit
+        inputs: list[InputProduct] = []
+        products: list[WeightProduct] = []
+        gates: list[Array] = []
         for plan in phase_plans(self.cell):
             operand = self.cell.phases[plan.number].operand
-            for kind, end, columns, first, blocks, made_by in (
-                ("input", "ih", self.I, plan.first, plan.inputs, None),
-                ("recurrent", "hh", self.H, plan.first_recurrent, plan.recurrents, operand),
+            if plan.inputs:
+                start = starts[plan.number, "input"]
+                inputs.append(InputProduct(plan.first * unit, plan.inputs, start))
+            for kind, columns, first, blocks, made_by in (
+                ("input", self.I, plan.first, plan.inputs, None),
+                ("recurrent", self.H, plan.first_recurrent, plan.recurrents, operand),
             ):
                 if blocks:
-                    products.append(
-                        _WeightProduct(
-                            build.weight_gradient_kernel(made_by, plan.first_value, self.dtype),
-                            kind == "recurrent",
-                            f"weight_{end}",
-                            f"bias_{end}",
-                            first * self.size.unit,
-                            gate_rows(self.cell, plan, kind),
-                            *weight_gradient_sums(blocks, self.size.unit, columns, self.lanes),
-                        )
-                    )
-        return products
+                    kernel = build.weight_gradient_kernel(made_by, plan.first_value, self.dtype)
+                    groups, sums_size = weight_gradient_sums(blocks, unit, columns, self.lanes)
+                    place = kind == "recurrent", first * unit, sum(map(len, gates)), blocks
+                    products.append(WeightProduct(kernel.address, *place, groups, sums_size))
+                    gates.append(gate_rows(self.cell, plan, kind))
+        return inputs, products, gates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -339,14 +311,6 @@ class _Way:
 _NO_MEETING = np.empty(0, np.intp)
 
 
-class _WeightProduct(NamedTuple):
-    """How the gradient of one phase's input or recurrent weights is made."""
-
-    kernel: build.Kernel
-    of_y: bool  # from y, by way of the operand, rather than from x
-    weight: str
-    bias: str
-    pre: int  # index of its first pre-activation within a row
-    gate_rows: Array
-    groups: int  # of units, which threads share
-    sums_size: int
+def _flat(rows: Sequence[Any]) -> Array:
+    """Rows of whole numbers, one after the other."""
+    return np.array([number for row in rows for number in row], np.intp)
