@@ -103,8 +103,9 @@ def test_forward_and_forward_train_and_packed_agree(cell: str, dtype: str, D: in
 
 
 @everywhere
-def test_repeated_step_agrees_with_forward(cell: str, dtype: str) -> None:
-    x, params, h0, *_ = draw(cell, (5, 7, 3, 17), L=2, dtype=dtype)
+@pytest.mark.parametrize(("rows", "layers"), [(1, 1), (1, 2), (5, 1), (5, 2)])
+def test_repeated_step_agrees_with_forward(cell: str, dtype: str, rows: int, layers: int) -> None:
+    x, params, h0, *_ = draw(cell, (rows, 7, 3, 17), L=layers, dtype=dtype)
     for weights in (params, fastgru.pack(params)):
         h, outputs = as_state(h0), []
         for t in range(7):

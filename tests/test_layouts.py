@@ -231,8 +231,9 @@ def test_results_share_no_memory(cell: str, steps: int) -> None:
 
 
 @each_cell
-def test_results_of_step_share_no_memory_but_y_with_h(cell: str) -> None:
-    x, params, h0, *_ = draw(cell, L=2)
+@pytest.mark.parametrize(("rows", "layers"), [(1, 1), (3, 2)])
+def test_results_of_step_share_no_memory_but_y_with_h(cell: str, rows: int, layers: int) -> None:
+    x, params, h0, *_ = draw(cell, (rows, 4, 3, 5), L=layers)
     y_t, h = fastgru.step(x[:, 0], params, as_state(h0))
     assert_own_memory(h, x, params, h0)
     assert_own_memory(y_t, x, params, h0)

@@ -134,8 +134,10 @@ def test_forward_loads_two_kernels_and_compiles_none(
 def test_training_loads_a_kernel_when_it_is_called_and_compiles_none(
     cache: Path, of_forward: list[str], of_training: list[str]
 ) -> None:
-    """Beyond those of forward: the loop, the gradient of x, those of both kinds of weights."""
-    assert len(of_training) == len(of_forward) + 4
+    """Beyond those of forward: the loop, the gradient of x, those of both kinds of weights, and the
+    pass that calls them.
+    """
+    assert len(of_training) == len(of_forward) + 5
     forward, backward, again = stages(cache, "forward_train", "backward", "backward")
     assert forward == Stage(of_forward, 0)
     assert backward == Stage(sorted(set(of_training) - set(of_forward)), 0)

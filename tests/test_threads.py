@@ -90,7 +90,8 @@ def test_same_bits_for_any_number_of_threads() -> None:
 def test_threads_share_units_of_every_cell() -> None:
     """Few rows, however small: every cell, dtype and number of rows, ragged, against one thread.
 
-    The most rows take several blocks, which the threads share one after another.
+    The most rows take several blocks, which the threads share one after another, and backward takes
+    several blocks of steps.
     """
     out = run(
         f"""
@@ -99,6 +100,8 @@ def test_threads_share_units_of_every_cell() -> None:
         import numba
         import toys
         from problems import assert_same_bits, draw, solve
+        from fastgru.kernels.cpu import recurrence
+        recurrence._GRADIENT_BLOCK_BYTES, recurrence._GRADIENT_BLOCK_ROWS = 1, 20
         compared = 0
         for cell in fastgru.cells():
             for dtype in ("float32", "float64"):
