@@ -134,7 +134,7 @@ class Call:
         shape, dtype = self._state_shape, self.dtype
         if self._num_states == 1:
             return (make(shape, dtype),)
-        members = []
+        members = []  # a comprehension takes 0.2 µs more
         for _ in range(self._num_states):
             members.append(make(shape, dtype))
         return tuple(members)
@@ -225,7 +225,7 @@ def call_for(
     """
     calls = packed.architecture.calls
     try:
-        key: Any
+        key: Any  # of different lengths where states differ in kind
         if state is None:
             key = check, time_major, precision, x.__class__, x.dtype, x.shape
         elif state.__class__ is tuple and len(state) == 2:  # the loop takes 0.4 µs

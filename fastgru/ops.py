@@ -270,7 +270,8 @@ def step(
     if call.elsewhere and (device := call.elsewhere(packed, x_t=x_t, h=h)):
         with device:
             return step(x_t, params, h, precision=precision)
-    final = call.run_step(x_t[:, None], packed._layouts or packed.layouts, call.inner_state(h))
+    layouts = packed._layouts or packed.layouts  # the property takes 0.1 µs
+    final = call.run_step(x_t[:, None], layouts, call.inner_state(h))
     if packed is not params:
         packed.give_back()
     return final[0][-1], final if len(final) > 1 else final[0]

@@ -20,6 +20,7 @@ from problems import (
 
 import fastgru
 from fastgru.kernels.cells import CELLS
+from fastgru.kernels.cpu import memory
 
 N, T, I, H = 3, 4, 3, 5  # the sizes that `draw` gives
 LENGTHS = [2, 0, 4]
@@ -228,6 +229,16 @@ def test_results_share_no_memory(cell: str, steps: int) -> None:
     assert_own_memory((y, h_n), *arguments)
     gradients = [fastgru.backward(saved, dy, as_state(dh_n)) for _ in range(2)]
     assert_own_memory(tuple(gradients), y, h_n, *arguments)
+
+
+def test_scratch_memory_is_kept_up_to_a_size() -> None:
+    pool = memory.Pool(np.dtype("float32"))
+    for size, kept in ((100, 3), (1 << 21, 2), ((1 << 24) - 1, 2), (1 << 24, 0), (1 << 25, 0)):
+        buffers = [pool.borrow(size) for _ in range(4)]
+        assert all(buffer.size >= size for buffer in buffers)
+        pool.give_back(*buffers)
+        again = [pool.borrow(size) for _ in range(4)]
+        assert sum(any(a is b for b in buffers) for a in again) == kept
 
 
 @each_cell

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import prange
-from numba.extending import register_jitable
 
 from .gradients import rows_at_once
 from .launch import call_at
@@ -37,12 +36,14 @@ class WeightProduct(NamedTuple):
     sums_size: int
 
 
-_share = register_jitable(rows_at_once)
 _OF_INPUT, _OF_PRODUCT = len(InputProduct._fields), len(WeightProduct._fields)
 
 
 def make_backpropagation() -> Callable[..., None]:
-    """Build the backward pass. Its loops over workers run on threads where Numba is told so."""
+    """Build the backward pass. Its loops over workers run on threads where Numba is told so.
+
+    A new function each time: compiled both ways, each needs a name of its own (see `build`).
+    """
 
     def backpropagate(
         backward_address,  # of the kernels
@@ -94,7 +95,7 @@ def make_backpropagation() -> Callable[..., None]:
                     reverse, weights, saved, first, last, d, dstate_out, work, worker_size,
                     block_rows, meeting, np.intp(number), loop_workers,
                 )  # fmt: skip
-            at_once = _share(rows, threads)
+            at_once = rows_at_once(rows, threads)
             workers = max(1, min(threads, (rows + at_once - 1) // at_once))
             for i in range(0, len(inputs), _OF_INPUT):
                 pre, blocks, weights_start = inputs[i], inputs[i + 1], inputs[i + 2]
@@ -105,11 +106,11 @@ def make_backpropagation() -> Callable[..., None]:
                         worker_size, np.intp(number), workers,
                     )  # fmt: skip
             sums_start = 0
-            for p in range(0, len(products), _OF_PRODUCT):
-                address, of_y, pre, first_gate = (
-                    products[p], products[p + 1], products[p + 2], products[p + 3]
-                )  # fmt: skip
-                gates, groups = products[p + 4], products[p + 5]
+            for i in range(0, len(products), _OF_PRODUCT):
+                # One by one, in the order of `WeightProduct`: parallel loops take no named tuples.
+                address, of_y, pre = products[i], products[i + 1], products[i + 2]
+                first_gate, gates = products[i + 3], products[i + 4]
+                groups, sums_size = products[i + 5], products[i + 6]
                 source = y if of_y else x
                 dweight_out = dweight_hh_out if of_y else dweight_ih_out
                 dbias_out = dbias_hh_out if of_y else dbias_ih_out
@@ -122,6 +123,6 @@ def make_backpropagation() -> Callable[..., None]:
                         dweight_out, dbias_out, sums, sums_start, block == 0, first == 0, work,
                         worker_size, np.intp(number), members,
                     )  # fmt: skip
-                sums_start += products[p + 6]
+                sums_start += sums_size
 
     return backpropagate

@@ -105,11 +105,11 @@ def _compile(
     cache = KernelCache(f"{function.__qualname__} {lanes(dtype)} {key} {cell_digest}")
     _name_closures(function, cache.digest)
     dispatcher = numba.njit(nogil=True, parallel=parallel, **_UNCOUNTED)(function)
-    kinds = _signature(function, dtype, states)
+    kinds = _kinds_of(function, dtype, states)
     return _load_or_compile(dispatcher, kinds, None if cell_digest is None else cache)
 
 
-def _signature(
+def _kinds_of(
     function: Callable[..., Any], dtype: np.dtype[Any], states: int
 ) -> tuple[types.Type, ...]:
     """The types that the names of a kernel's parameters imply."""
@@ -135,6 +135,8 @@ class Kernel:
     ----------
     call : callable
         Runs it; arguments must have its types, for nothing checks them.
+    dispatcher : numba.core.dispatcher.Dispatcher
+        What Numba made; the machine code is there as long as this.
     """
 
     def __init__(self, dispatcher: Any) -> None:
@@ -222,5 +224,5 @@ def packing_kernel(dtype: np.dtype[Any]) -> ThreadedKernel:
 def backpropagation_kernel(states: int, dtype: np.dtype[Any], parallel: bool) -> Kernel:
     """`backpropagation.make_backpropagation`, compiled; its workers run on threads, or by turns."""
     function = backpropagation.make_backpropagation()
-    key = "parallel" if parallel else "serial"
+    key = f"{states} {'parallel' if parallel else 'serial'}"
     return Kernel(_compile(function, dtype, states, key, [], parallel=parallel))

@@ -29,10 +29,11 @@ _ROWS_AT_ONCE = 4 * _BLOCK_ROWS
 _COLUMNS_AT_ONCE = 512
 
 
-def rows_at_once(rows: int, threads: int) -> int:
+@register_jitable
+def rows_at_once(rows, threads):
     """Packed rows that a worker of the input gradient takes at once: few enough for all threads."""
-    share = -(-rows // threads)
-    return max(1, min(share + -share % 8, _BLOCK_ROWS))
+    share = (rows + threads - 1) // threads
+    return max(1, min((share + 7) // 8 * 8, _BLOCK_ROWS))
 
 
 def make_input_gradient(lanes: int) -> Callable[..., None]:

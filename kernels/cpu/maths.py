@@ -25,7 +25,7 @@ class _Format(NamedTuple):
 
     mantissa_bits: int
     exponent_bias: int
-    ln2: tuple[float, float]  # their sum; n times the first is exact
+    ln2: tuple[float, float]  # ln 2 in two parts; n times the first is exact
     degree: int  # of expm1's polynomial: the first omitted term is below eps / 12
     smallest: float  # exp rounds to 0 at and below it
     largest: float  # exp is infinite at it
@@ -121,11 +121,10 @@ class _Maths:
             r = self.fma(n, self.const(-part), r)
         powers = range(2, self.format.degree + 1)
         coefficients = [1 / math.factorial(power) for power in powers]
-        # Side by side: r + r^2 (1/2 + r/6), and r^4 times the rest.
         square = builder.fmul(r, r)
-        low = self.fma(square, self.polynomial(r, coefficients[:2]), r)
-        high = self.polynomial(r, coefficients[2:])
-        return n, self.fma(builder.fmul(square, square), high, low)
+        low, high = self.polynomial(r, coefficients[:2]), self.polynomial(r, coefficients[2:])
+        # r is added last: tanh doubles an error of this sum, and has no other to spare.
+        return n, self.fma(square, self.fma(square, high, low), r)
 
     def exp(self, x: Any) -> Any:
         """exp for x up to `largest`."""
@@ -153,9 +152,9 @@ def _sigmoid(builder: Any, vec: Vec, x: Any) -> Any:
 
 @lower_on_vec(primitives.tanh, 1)
 def _tanh(builder: Any, vec: Vec, x: Any) -> Any:
-    """m / (m + 2) with m = expm1(2x), where x is bounded where that is -1 or 1.
+    """m / (m + 2) with m = expm1(2x), and x bounded where that is -1 or 1.
 
-    So near 0, and where n is large it hardly depends on m: ln 2 in one part is enough.
+    ln 2 in one part is enough: n is 0 near 0, and where n is large m hardly matters. Of -0 it is 0.
     """
     maths = _Maths(builder, vec)
     limit, one = maths.format.tanh_limit, maths.const(1.0)

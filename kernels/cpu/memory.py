@@ -17,6 +17,7 @@ _SMALLEST_KEPT_BITS, _LARGEST_KEPT_BITS = 14, 24
 _KEPT_OF_EACH = 3
 # Of sizes above 2^21 elements two are kept: what backward needs at once of large weights. New ones
 # took a tenth of training at (25, 64, 1024, 1024) with an LSTM, whose 33 MB no heap keeps either.
+# All that can be kept are 70 million elements, 285 MB of float32, after calls that needed as many.
 _MANY_KEPT_BITS, _KEPT_OF_LARGE = 21, 2
 
 
@@ -76,7 +77,7 @@ class Pool:
         """Return buffers, which nobody may use from now on."""
         for buffer in buffers:
             bits = buffer.size.bit_length() - 1
-            if bits <= _LARGEST_KEPT_BITS:
+            if bits <= _LARGEST_KEPT_BITS and buffer.size == 1 << bits:  # from one of the shelves
                 self._shelves[bits].give_back(buffer)
 
 

@@ -36,9 +36,9 @@ _TIME_BLOCK_BYTES = 256 * 1024
 # Each block reads all input weights. Where they are many times as large, blocks grow with them:
 # with two threads, forward for 64 rows of 1024 units gains 4 % (LSTM) and 1 % (GRU).
 _INPUT_WEIGHTS_PER_BLOCK = 8
-# Gradients of the pre-activations of a block of time steps, which are read three times; they should
-# come from the cache, but each block costs the start of four kernels, and reads and writes the sums
-# of all weight gradients, which for large weights is a lot: so there is a least number of rows too.
+# Gradients of the pre-activations of a block of time steps, which are read three times: they should
+# come from the cache, but each block reads and writes the sums of all weight gradients, which for
+# large weights is a lot: so there is a least number of rows too.
 _GRADIENT_BLOCK_BYTES = 2 * 1024 * 1024
 _GRADIENT_BLOCK_ROWS = 512
 # Reading the weights of a step takes as long as multiplying them with so many rows. Each thread's
@@ -82,6 +82,7 @@ class Recurrence:
         self._no_weight = np.empty((0, 0), dtype)
         self._ways: dict[int, _Way] = {}
         self._backward_runs: dict[int, Callable[..., None]] = {}
+        self._kernels: list[build.Kernel] = []
         self._forward_pace, self._backward_pace = Pace(), Pace()
         # Of calls so short that nothing about them is decided or noted each time.
         self._short_way = self._way(Pace()) if is_small(self.work) else None
@@ -164,8 +165,8 @@ class Recurrence:
         values = aligned(self.total * self.size.value, self.dtype) if keep else self._nothing
         way = self._short_way
         if way is None:
-            start = time.perf_counter()
             way = self._way(self._forward_pace)
+            start = time.perf_counter()
         work = way.forward_shelf.borrow()
         try:
             way.forward(
@@ -212,15 +213,16 @@ class Recurrence:
         dict of str to array
             Gradients of the weights, by name.
         """
-        start = time.perf_counter()
+        way = self._short_way or self._way(self._backward_pace)
+        run = self._backpropagation(way)
+        start = time.perf_counter()  # a kernel's compilation is not the pace of a call
         for number, member in enumerate(dinitial_out):
             member[layer] = 0 if dfinal is None else dfinal[number][layer]
-        way = self._short_way or self._way(self._backward_pace)
         gradients = {name: np.empty(w.shape, self.dtype) for name, w in weights.items()}
         packed, (sums_shelf, d_shelf) = self._by_columns(weights), self._gradient_shelves
         sums, d, work = sums_shelf.borrow(), d_shelf.borrow(), way.backward_shelf.borrow()
         try:
-            self._backpropagation(way)(
+            run(
                 y if dy is None else dy, dy is not None, layer, x, y, initial, reverse,
                 packed, values, dx_out, dinitial_out,
                 gradients["weight_ih"], gradients.get("weight_hh", self._no_weight),
@@ -246,13 +248,18 @@ class Recurrence:
             inputs, products, gates = self._tables
             run = self._backward_runs[way.threads] = functools.partial(
                 build.backpropagation_kernel(states, self.dtype, way.threads > 1).call,
-                build.backward_kernel(self.cell, self.dtype).address,
-                build.input_gradient_kernel(self.dtype).address,
+                self._address(build.backward_kernel(self.cell, self.dtype)),
+                self._address(build.input_gradient_kernel(self.dtype)),
                 _flat(inputs), _flat(products), _flat(gates), np.array(self._ends, np.intp),
                 *self.ragged, self.H, self.size.unit, self.size.pre, self.size.value,
                 *way.backward_sizes, way.workers, way.threads,
             )  # fmt: skip
         return run
+
+    def _address(self, kernel: build.Kernel) -> int:
+        """Where a kernel's machine code is, and stays as long as this object."""
+        self._kernels.append(kernel)
+        return kernel.address
 
     @functools.cached_property
     def _by_columns(self) -> Packing:
@@ -286,7 +293,7 @@ class Recurrence:
                     kernel = build.weight_gradient_kernel(made_by, plan.first_value, self.dtype)
                     groups, sums_size = weight_gradient_sums(blocks, unit, columns, self.lanes)
                     place = kind == "recurrent", first * unit, sum(map(len, gates)), blocks
-                    products.append(WeightProduct(kernel.address, *place, groups, sums_size))
+                    products.append(WeightProduct(self._address(kernel), *place, groups, sums_size))
                     gates.append(gate_rows(self.cell, plan, kind))
         return inputs, products, gates
 
@@ -304,8 +311,8 @@ class _Way:
     backward_sizes: tuple[int, int]  # of one worker's part of it, rows a block
 
     def meeting(self) -> Array:
-        """A new meeting place for the workers; empty if they do not share blocks."""
-        return np.zeros(MEETING_WORDS, np.intp) if self.shared else _NO_MEETING
+        """A new meeting place for workers that share blocks."""
+        return np.zeros(MEETING_WORDS, np.intp)
 
 
 _NO_MEETING = np.empty(0, np.intp)
