@@ -239,6 +239,10 @@ def test_scratch_memory_is_kept_up_to_a_size() -> None:
         pool.give_back(*buffers)
         again = [pool.borrow(size) for _ in range(4)]
         assert sum(any(a is b for b in buffers) for a in again) == kept
+    # A size of its own stands on no shelf, where no call would ask for it.
+    pool = memory.Pool(np.dtype("float32"))
+    pool.give_back(pool.borrow((1 << 24) + 1))
+    assert pool.borrow((1 << 24) - 1).size == 1 << 24
 
 
 @each_cell

@@ -171,7 +171,7 @@ class Recurrence:
         try:
             way.forward(
                 x, initial, layer, reverse, weights, y_out, final_out, values, keep, work,
-                way.meeting() if way.shared else _NO_MEETING, 0, way.workers,
+                way.meeting(), 0, way.workers,
             )  # fmt: skip
         finally:
             way.forward_shelf.give_back(work)
@@ -227,7 +227,7 @@ class Recurrence:
                 packed, values, dx_out, dinitial_out,
                 gradients["weight_ih"], gradients.get("weight_hh", self._no_weight),
                 gradients.get("bias_ih", self._nothing), gradients.get("bias_hh", self._nothing),
-                d, sums, work, way.meeting() if way.shared else _NO_MEETING,
+                d, sums, work, way.meeting(),
             )  # fmt: skip
         finally:
             self._by_columns.give_back(packed)
@@ -311,8 +311,8 @@ class _Way:
     backward_sizes: tuple[int, int]  # of one worker's part of it, rows a block
 
     def meeting(self) -> Array:
-        """A new meeting place for workers that share blocks."""
-        return np.zeros(MEETING_WORDS, np.intp)
+        """A new meeting place for the workers; empty if they do not share blocks."""
+        return np.zeros(MEETING_WORDS, np.intp) if self.shared else _NO_MEETING
 
 
 _NO_MEETING = np.empty(0, np.intp)
