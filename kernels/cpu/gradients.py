@@ -25,7 +25,8 @@ _BLOCK_ROWS = 128
 # too many for a cache. Four blocks instead of two make weight gradients of 512 units 3 % faster.
 _ROWS_AT_ONCE = 4 * _BLOCK_ROWS
 # Columns of x or of the operand that all groups take before the next columns: with these rows, 1 MB
-# of float32, which each group reads again. All 1024 at once took 15 % more time.
+# of float32, which each group reads again. All 1024 at once took 15 % more time. They lie in a strip
+# of their own: as parts of rows of 1024 they took 6 % more.
 _COLUMNS_AT_ONCE = 512
 
 
@@ -94,23 +95,23 @@ def input_gradient_worker_size(input_size: int, lanes: int) -> int:
 
 
 def _load_input(
-    row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, size
+    row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, column, count
 ):  # fmt: skip
-    """One row of x."""
-    load_row(source, n, t, 0, row_out, at, size)
+    """Part of a row of x."""
+    load_row(source, n, t, column, row_out, at, count)
 
 
 def _make_load_operand(operand: Operand, first_value: int, lanes: int) -> Callable[..., None]:
-    """One row of a phase's recurrent operand, made from y and the saved values."""
+    """Part of a row of a phase's recurrent operand, made from y and the saved values."""
     operand_value = register_jitable(operand.value)
 
     def load_operand(
-        row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, size
+        row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, column, count
     ):  # fmt: skip
-        previous_h(source, h0, layer, n, step, t, reverse, 0, row_out, at, size)
-        for j in range(0, unit, lanes):
+        previous_h(source, h0, layer, n, step, t, reverse, column, row_out, at, count)
+        for j in range(0, count, lanes):
             (h,) = load_group(row_out, at + j, 0, 1)
-            values = load_group(saved, value + j, unit, first_value)
+            values = load_group(saved, value + column + j, unit, first_value)
             store_group(row_out, at + j, 0, (operand_value(h, values),))
 
     return load_operand
@@ -197,9 +198,11 @@ def make_weight_gradient(
         length = len(gate_rows) * unit
         groups = (length + width - 1) // width
         group_size = padded(K + 1, lanes) * width
-        column_row = padded(K, lanes) + lanes
-        columns = worker * worker_size  # (rows, column_row)
-        packed_d = columns + _ROWS_AT_ONCE * column_row  # (block rows, width)
+        column_row = padded(min(K, _COLUMNS_AT_ONCE), lanes) + lanes
+        strip = _ROWS_AT_ONCE * column_row
+        columns = worker * worker_size  # (strips, rows, column_row)
+        strips = (K + _COLUMNS_AT_ONCE - 1) // _COLUMNS_AT_ONCE
+        packed_d = columns + strips * strip  # (block rows, width)
         zeros = packed_d + _BLOCK_ROWS * width  # (width,)
         fill_zero(work, zeros, width)
         previous = 1 if reverse else -1
@@ -216,11 +219,15 @@ def make_weight_gradient(
                 t = time_index(step, lengths[row], reverse)
                 end_row = offset[step + 1] - offset[step]
                 fetch_ahead(source, order, lengths, row, end_row, step, reverse, shift, 0, K)
-                load(
-                    work, columns + i * column_row, source, h0, layer, order[row], t, step, reverse,
-                    saved, (start + i) * value_row, unit, K,
-                )  # fmt: skip
-            for column in range(0, K, _COLUMNS_AT_ONCE):
+                for number in range(strips):
+                    column = number * _COLUMNS_AT_ONCE
+                    load(
+                        work, columns + number * strip + i * column_row, source, h0, layer,
+                        order[row], t, step, reverse, saved, (start + i) * value_row, unit,
+                        column, min(_COLUMNS_AT_ONCE, K - column),
+                    )  # fmt: skip
+            for number in range(strips):
+                column = number * _COLUMNS_AT_ONCE
                 for group in range(worker, groups, workers):
                     filled = min(width, length - group * width)
                     so_far = sums_start + (worker if alone else group) * group_size
@@ -237,7 +244,7 @@ def make_weight_gradient(
                         product(
                             sums, so_far + column * width, width, lanes,
                             before, at + column * stride, stride, lanes,
-                            work, columns + block * column_row + column, 1, 0, column_row,
+                            work, columns + number * strip + block * column_row, 1, 0, column_row,
                             work, packed_d, 0, packed_d, 1, block_rows,
                             min(_COLUMNS_AT_ONCE, K - column), 1, GROUP_VECTORS,
                         )  # fmt: skip
@@ -255,8 +262,10 @@ def make_weight_gradient(
 
 def weight_gradient_worker_size(columns: int, lanes: int) -> int:
     """Elements of workspace that a worker of a weight gradient needs."""
-    width = GROUP_VECTORS * lanes
-    return _ROWS_AT_ONCE * (padded(columns, lanes) + lanes) + (_BLOCK_ROWS + 1) * width
+    strips = -(-columns // _COLUMNS_AT_ONCE)
+    column_row = padded(min(columns, _COLUMNS_AT_ONCE), lanes) + lanes
+    packed_d = (_BLOCK_ROWS + 1) * GROUP_VECTORS * lanes
+    return strips * _ROWS_AT_ONCE * column_row + packed_d
 
 
 def weight_gradient_sums(blocks: int, unit: int, columns: int, lanes: int) -> tuple[int, int]:
