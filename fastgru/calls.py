@@ -75,6 +75,8 @@ class Call:
         The prepared kernels of each layer.
     elsewhere : callable or None
         Finds the device that must be made current for these arrays, where there are devices.
+    as_sequence : index
+        That gives one step of each sample, (N, I), as sequences, (N, 1, I).
     seen_gradients : set
         Kinds of the gradients for which `backward` was called, and which need no check.
     """
@@ -110,6 +112,8 @@ class Call:
         # A step of one row and layer: y and the new state are the same numbers in the same shape,
         # and memory for one of them is enough.
         self._final_is_y = T == 1 and self._state_shape == self._y_shape
+        # Made once, and None for one row, whose axes may change places: 0.06 µs less than a slice.
+        self.as_sequence = None if N == 1 else (slice(None), None)
 
     def _elsewhere(self, packed: Packed, **arrays: Any) -> Any:
         """The arrays' device, unless it is the current one.
@@ -134,10 +138,9 @@ class Call:
         shape, dtype = self._state_shape, self.dtype
         if self._num_states == 1:
             return (make(shape, dtype),)
-        members = []  # a comprehension takes 0.2 µs more
-        for _ in range(self._num_states):
-            members.append(make(shape, dtype))
-        return tuple(members)
+        if self._num_states == 2:  # a loop takes 0.2 µs
+            return make(shape, dtype), make(shape, dtype)
+        return tuple([make(shape, dtype) for _ in range(self._num_states)])
 
     def inner_state(self, state: State) -> tuple[Any, ...]:
         """A user's state, checked, as the kernels take it; zeros for None."""
@@ -197,9 +200,16 @@ class Call:
             kept.append(of_layer)
         return final, sequences, kept
 
-    def run_step(self, x: Any, layouts: Any, initial: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Run all layers of one direction, and keep nothing: `run` for calls that must be short."""
-        final = self.new_state(self.xp.empty)
+    def run_step(self, x: Any, layouts: Any, state: State) -> tuple[Any, ...]:
+        """Run all layers of one direction, and keep nothing: `run` for calls that must be short.
+
+        Takes a user's state.
+        """
+        initial: tuple[Any, ...]
+        if self._num_states == 1 and state is not None:  # two calls take 0.1 µs
+            initial, final = (state,), (self.xp.empty(self._state_shape, self.dtype),)
+        else:
+            initial, final = self.inner_state(state), self.new_state(self.xp.empty)
         if self._final_is_y:
             self.recurrences[0].forward(layouts[0][0], x, initial, 0, False, final[0], final, False)
             return final

@@ -265,13 +265,13 @@ def step(
     TypeError, ValueError
         As for `forward`; ValueError also if `params` are bidirectional.
     """
-    packed = as_packed(params)
+    packed = params if type(params) is Packed else as_packed(params)
     call = call_for(check_step, packed, x_t, h, False, precision)
     if call.elsewhere and (device := call.elsewhere(packed, x_t=x_t, h=h)):
         with device:
             return step(x_t, params, h, precision=precision)
     layouts = packed._layouts or packed.layouts  # the property takes 0.1 µs
-    final = call.run_step(x_t[:, None], layouts, call.inner_state(h))
+    final = call.run_step(x_t[call.as_sequence], layouts, h)
     if packed is not params:
         packed.give_back()
     return final[0][-1], final if len(final) > 1 else final[0]

@@ -181,6 +181,41 @@ def test_gradients_of_many_inputs(cell: str, N: int, T: int) -> None:
         assert_same_bits(gradient, np.tile(once, 2) if once.shape[-1] == 300 else once)
 
 
+@pytest.mark.parametrize(("N", "T"), [(3, 4), (12, 50)])
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_gradients_of_many_units(cell: str, N: int, T: int) -> None:
+    """More units than are multiplied at once: all of them twice, each half without the other."""
+    H = 300
+    problem = draw(cell, (N, T, 5, H))
+
+    def twice(array: np.ndarray, across: bool) -> np.ndarray:
+        """Gates of twice the units; across: weights of both halves, those of the other are 0."""
+        gates = array.reshape(-1, H, *array.shape[1:])
+        if across:
+            rows = np.pad(gates, ((0, 0), (0, H), (0, H)))
+            rows[:, H:, H:] = gates
+        else:
+            rows = np.concatenate([gates, gates], axis=1)
+        return rows.reshape(-1, *rows.shape[2:])
+
+    weights = problem.params.to_dict()
+    wide = {name: twice(w, name.startswith("weight_hh")) for name, w in weights.items()}
+    doubled = problem._replace(
+        params=fastgru.Params.from_dict(wide, cell=cell),
+        h0=tuple(np.tile(member, 2) for member in problem.h0),
+        dy=np.tile(problem.dy, 2),
+        dh_n=tuple(np.tile(member, 2) for member in problem.dh_n),
+    )
+    y, _, want = solve(problem)
+    wide_y, _, got = solve(doubled)
+    assert_same_bits(wide_y, np.tile(y, 2))
+    for once, both in zip(as_members(want.h0), as_members(got.h0), strict=True):
+        assert_same_bits(both, np.tile(once, 2))
+    for name, gradient in got.params.to_dict().items():
+        once = twice(want.params.to_dict()[name], across=False)
+        assert_same_bits(gradient, np.tile(once, 2) if name.startswith("weight_hh") else once)
+
+
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_steps_that_no_sample_takes(cell: str) -> None:
     """Many samples, padded after their only step: what is computed first is empty."""

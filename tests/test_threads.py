@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from fastgru.kernels.cpu.threads import split
+
 # Large enough for the parallel kernels, see `fastgru.kernels.cpu.threads`: the first batch is split
 # by rows, the second one by units.
 PROBLEM = """
@@ -123,6 +125,26 @@ def test_threads_share_units_of_every_cell() -> None:
     compared, *split, cells = out.split()
     assert int(compared) == 12 * int(cells) > 12
     assert split == ["3", "3", "True"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "rows", "units", "row_work", "way"),
+    [
+        (1, 64, 64, 6_000_000, (64, 1, False)),
+        (2, 15, 16, 400_000, (15, 2, True)),
+        (2, 16, 16, 400_000, (8, 2, False)),  # a tile of rows for each
+        (2, 47, 64, 6_000_000, (47, 2, True)),  # weights come from far away
+        (2, 48, 64, 6_000_000, (24, 2, False)),
+        (8, 64, 64, 6_000_000, (64, 8, True)),
+        (8, 65, 64, 6_000_000, (9, 8, False)),  # more than one block
+        (2, 1, 1, 400_000, (1, 1, False)),  # nothing to share
+        (2, 1, 2, 1_000, (1, 1, False)),  # nor worth it
+    ],
+)
+def test_how_threads_share_a_loop(
+    threads: int, rows: int, units: int, row_work: int, way: tuple[int, int, bool]
+) -> None:
+    assert split(threads, rows, units, row_work) == way
 
 
 def test_nobody_waits_for_threads_that_never_come() -> None:

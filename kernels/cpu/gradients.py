@@ -25,7 +25,7 @@ _BLOCK_ROWS = 128
 # too many for a cache. Four blocks instead of two make weight gradients of 512 units 3 % faster.
 _ROWS_AT_ONCE = 4 * _BLOCK_ROWS
 # Columns of x or of the operand that all groups take before the next columns: with these rows, 1 MB
-# of float32, which each group reads again. All 1024 at once took 15 % more time. They lie in a strip
+# of float32, which each group reads again. All 1024 at once took 15 % more time. They lie in strips
 # of their own: as parts of rows of 1024 they took 6 % more.
 _COLUMNS_AT_ONCE = 512
 

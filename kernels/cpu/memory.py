@@ -1,6 +1,8 @@
 """Memory for the kernels: aligned, and for scratch borrowed rather than allocated."""
 
 import functools
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,13 +35,19 @@ def aligned(size: int, dtype: np.dtype[Any]) -> Array:
 class Shelf:
     """Idle buffers of one size.
 
-    Taking and giving back are single list operations, so threads need no lock, and a call inside a
-    call (from a signal handler, say) just takes another buffer.
+    Taking and giving back are single operations, so threads need no lock, and a call inside a call
+    (from a signal handler, say) just takes another buffer.
+
+    Attributes
+    ----------
+    give_back : callable
+        Takes a buffer of this shelf, which nobody may use from now on.
     """
 
     def __init__(self, size: int, dtype: np.dtype[Any], kept: int) -> None:
-        self._size, self._dtype, self._kept = size, dtype, kept
-        self._idle: list[Array] = []
+        self._size, self._dtype = size, dtype
+        self._idle: deque[Array] = deque(maxlen=kept)
+        self.give_back: Callable[[Array], None] = self._idle.append
 
     def borrow(self) -> Array:
         """An uninitialised buffer, for a while or for ever."""
@@ -47,11 +55,6 @@ class Shelf:
             return self._idle.pop()
         except IndexError:
             return aligned(self._size, self._dtype)
-
-    def give_back(self, buffer: Array) -> None:
-        """Return a buffer of this shelf, which nobody may use from now on."""
-        if len(self._idle) < self._kept:
-            self._idle.append(buffer)
 
 
 class Pool:
