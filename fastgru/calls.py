@@ -5,6 +5,7 @@ and shapes of the arguments is therefore made once, as a `Call`, which the archi
 weights keeps for the next arguments of the same kinds.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -103,15 +104,19 @@ class Call:
         self.H, self.D = H, D
         self._device_of = kernels.device_of
         self.elsewhere = None if kernels.device_of is None else self._elsewhere
-        # Padded outputs are 0.
-        self._make_y = self.xp.empty if ragged.total == N * T else self.xp.zeros
-        self._y_shape = (N, T, D * H)
+        make = self.xp.empty if ragged.total == N * T else self.xp.zeros  # padded outputs are 0
+        y = (N, T, D * H)
+        self._new_y = (
+            functools.partial(layout.new_sequence, make, *y, self.dtype)
+            if layout.time_major
+            else functools.partial(make, y, self.dtype)  # the same with fewer calls
+        )
         self._num_states = len(cell.states)
         self.seen_gradients: set[Any] = set()
         self._state_shape = (architecture.num_layers * D, N, H)
         # A step of one row and layer: y and the new state are the same numbers in the same shape,
         # and memory for one of them is enough.
-        self._final_is_y = T == 1 and self._state_shape == self._y_shape
+        self._final_is_y = T == 1 and self._state_shape == y
         # Made once, and None for one row, whose axes may change places: 0.06 µs less than a slice.
         self.as_sequence = None if N == 1 else (slice(None), None)
 
@@ -186,7 +191,7 @@ class Call:
         sequences, kept = [x], []
         final = self.new_state(self.xp.empty)
         for number, recurrence in enumerate(self.recurrences):
-            y = self.layout.new_sequence(self._make_y, *self._y_shape, self.dtype)
+            y = self._new_y()
             of_layer = []
             for d, weights in enumerate(layouts[number]):
                 index, y_out = number * self.D + d, y
@@ -200,23 +205,30 @@ class Call:
             kept.append(of_layer)
         return final, sequences, kept
 
-    def run_step(self, x: Any, layouts: Any, state: State) -> tuple[Any, ...]:
-        """Run all layers of one direction, and keep nothing: `run` for calls that must be short.
+    def run_plain(
+        self, x: Any, layouts: Any, initial: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Run all layers of one direction and keep nothing: `run` for calls that must be short.
 
-        Takes a user's state.
+        Gives the final state and the outputs of the last layer.
         """
+        final = self.new_state(self.xp.empty)
+        y = x
+        for number, recurrence in enumerate(self.recurrences):
+            x, y = y, self._new_y()
+            recurrence.forward(layouts[number][0], x, initial, number, False, y, final, False)
+        return final, y
+
+    def run_step(self, x: Any, layouts: Any, state: State) -> tuple[Any, ...]:
+        """The new state of a stream: `run_plain`, shorter still, from a user's state."""
+        if not self._final_is_y:
+            return self.run_plain(x, layouts, self.inner_state(state))[0]
         initial: tuple[Any, ...]
         if self._num_states == 1 and state is not None:  # two calls take 0.1 µs
             initial, final = (state,), (self.xp.empty(self._state_shape, self.dtype),)
         else:
             initial, final = self.inner_state(state), self.new_state(self.xp.empty)
-        if self._final_is_y:
-            self.recurrences[0].forward(layouts[0][0], x, initial, 0, False, final[0], final, False)
-            return final
-        for number, recurrence in enumerate(self.recurrences):
-            y = self.xp.empty(self._y_shape, self.dtype)
-            recurrence.forward(layouts[number][0], x, initial, number, False, y, final, False)
-            x = y
+        self.recurrences[0].forward(layouts[0][0], x, initial, 0, False, final[0], final, False)
         return final
 
 

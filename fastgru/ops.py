@@ -126,11 +126,14 @@ def forward(
                 x, params, h0, lengths=lengths, time_major=time_major, precision=precision
             )
     layout = call.layout
-    initial = call.inner_state(h0)
-    final, sequences, _ = call.run(layout.inner(x), packed.layouts, initial, keep=False)
+    initial, layouts = call.inner_state(h0), packed._layouts or packed.layouts
+    if call.D == 1:
+        final, y = call.run_plain(layout.inner(x), layouts, initial)
+    else:
+        final, (*_, y), _ = call.run(layout.inner(x), layouts, initial, keep=False)
     if packed is not params:
         packed.give_back()
-    return layout.outer(sequences[-1]), layout.outer_state(final)
+    return layout.outer(y), layout.outer_state(final)
 
 
 def forward_train(
