@@ -88,15 +88,19 @@ def test_a_sequence_may_be_cut_anywhere_with_the_state_carried(
     assert_same_bits((np.concatenate((first, second), axis=1), h), whole)
 
 
+@pytest.mark.parametrize("lengths", [None, (7, 0, 3, 7, 5)])
 @pytest.mark.parametrize("D", [1, 2])
 @everywhere
-def test_forward_and_forward_train_and_packed_agree(cell: str, dtype: str, D: int) -> None:
+def test_forward_and_forward_train_and_packed_agree(
+    cell: str, dtype: str, D: int, lengths: tuple[int, ...] | None
+) -> None:
     x, params, h0, *_ = draw(cell, (5, 7, 3, 17), L=2, D=D, dtype=dtype)
-    want = fastgru.forward(x, params, as_state(h0))
+    want = fastgru.forward(x, params, as_state(h0), lengths=lengths)
     packed = fastgru.pack(params)
-    assert_same_bits(fastgru.forward_train(x, params, as_state(h0))[:2], want)
-    assert_same_bits(fastgru.forward(x, packed, as_state(h0)), want)
-    assert_same_bits(fastgru.forward_train(x, packed, as_state(h0))[:2], want)
+    for weights in (params, packed):
+        train = fastgru.forward_train(x, weights, as_state(h0), lengths=lengths)
+        assert_same_bits(train[:2], want)
+    assert_same_bits(fastgru.forward(x, packed, as_state(h0), lengths=lengths), want)
 
 
 # --- step -----------------------------------------------------------------------------------------

@@ -29,30 +29,32 @@ LENGTHS = [2, 0, 4]
 # --- layouts --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("D", [1, 2])
 @everywhere
-def test_time_major_takes_and_gives_the_time_axis_first(cell: str, dtype: str) -> None:
-    problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype=dtype)
+def test_time_major_takes_and_gives_the_time_axis_first(cell: str, dtype: str, D: int) -> None:
+    problem = draw(cell, L=2, D=D, lengths=LENGTHS, dtype=dtype)
     x, dy = (np.ascontiguousarray(a.swapaxes(0, 1)) for a in (problem.x, problem.dy))
     args = (x, problem.params, as_state(problem.h0))
     y, h_n, saved = fastgru.forward_train(*args, lengths=LENGTHS, time_major=True)
     gradients = fastgru.backward(saved, dy, as_state(problem.dh_n))
-    assert y.shape == (T, N, 2 * H)
+    assert y.shape == (T, N, D * H)
     assert gradients.x.shape == (T, N, I)
     assert_same_bits(fastgru.forward(*args, lengths=LENGTHS, time_major=True), (y, h_n))
     gradients = gradients._replace(x=gradients.x.swapaxes(0, 1))
     assert_same_bits((y.swapaxes(0, 1), h_n, gradients), solve(problem))
 
 
+@pytest.mark.parametrize("D", [1, 2])
 @everywhere
-def test_unbatched_sequence_gives_unbatched_results(cell: str, dtype: str) -> None:
-    problem = draw(cell, (1, T, I, H), L=2, D=2, dtype=dtype)
+def test_unbatched_sequence_gives_unbatched_results(cell: str, dtype: str, D: int) -> None:
+    problem = draw(cell, (1, T, I, H), L=2, D=D, dtype=dtype)
     x, params, h0, _, dy, dh_n = problem
     h0, dh_n = (as_state(tuple(h[:, 0] for h in state)) for state in (h0, dh_n))
     y, h_n, saved = fastgru.forward_train(x[0], params, h0)
     gradients = fastgru.backward(saved, dy[0], dh_n)
-    assert y.shape == (T, 2 * H)
+    assert y.shape == (T, D * H)
     assert gradients.x.shape == (T, I)
-    assert {h.shape for h in (*as_members(h_n), *as_members(gradients.h0))} == {(2 * 2, H)}
+    assert {h.shape for h in (*as_members(h_n), *as_members(gradients.h0))} == {(2 * D, H)}
     assert_same_bits(fastgru.forward(x[0], params, h0), (y, h_n))
     want_y, want_h, want = solve(problem)
     want_states = (h[:, 0] for h in (*as_members(want_h), *as_members(want.h0)))
@@ -217,11 +219,14 @@ def assert_own_memory(results: Any, *arguments: Any) -> None:
             assert not np.shares_memory(array, other)
 
 
-@pytest.mark.parametrize("steps", [0, 1, T])
+@pytest.mark.parametrize(
+    ("rows", "steps", "L", "D"),
+    [(N, 0, 2, 2), (N, 1, 2, 2), (N, T, 2, 2), (1, 0, 1, 1), (1, 1, 1, 1)],
+)
 @each_cell
-def test_results_share_no_memory(cell: str, steps: int) -> None:
+def test_results_share_no_memory(cell: str, rows: int, steps: int, L: int, D: int) -> None:
     """T = 0 and T = 1 are where the state could pass through, or be a view of y."""
-    problem = draw(cell, (N, steps, I, H), L=2, D=2)
+    problem = draw(cell, (rows, steps, I, H), L=L, D=D)
     x, params, h0, _, dy, dh_n = problem
     arguments = (*problem, fastgru.pack(params).params)
     assert_own_memory(fastgru.forward(x, params, as_state(h0)), *arguments)

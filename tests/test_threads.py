@@ -1,6 +1,7 @@
 """Threads, forks and pools: right results and the same bits, whatever the host program does.
 
-Each check runs in a process of its own: what is tested is the state of a process's thread pool.
+Each check of results runs in a process of its own: what is tested is the state of a process's
+thread pool.
 """
 
 import os
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from fastgru.kernels.cpu.threads import split
+from fastgru.kernels.cpu import threads as choice
 
 # Large enough for the parallel kernels, see `fastgru.kernels.cpu.threads`: the first batch is split
-# by rows, the second one by units.
+# by rows, the second one by units, as it has few rows, and so is the third, for its many weights.
 PROBLEM = """
 import numpy as np
 import fastgru
@@ -30,7 +31,7 @@ def draw(N, T, I, H):
     x, dy = (rng.standard_normal((N, T, size)).astype("float32") for size in (I, H))
     return params, x, dy
 
-problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100)]
+problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100), draw(30, 6, 900, 512)]
 params, x, dy = problems[0]
 
 def everything():
@@ -86,6 +87,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
     assert out.splitlines() == [
         "3 False",
         "3 True",
+        "3 True",
     ]  # threads with rows of their own; sharing units
 
 
@@ -137,6 +139,8 @@ def test_threads_share_units_of_every_cell() -> None:
         (2, 48, 64, 6_000_000, (24, 2, False)),
         (8, 64, 64, 6_000_000, (64, 8, True)),
         (8, 65, 64, 6_000_000, (9, 8, False)),  # more than one block
+        (8, 64, 31, 6_000_000, (8, 8, False)),  # too few units
+        (2, 16, 1, 6_000_000, (8, 2, False)),
         (2, 1, 1, 400_000, (1, 1, False)),  # nothing to share
         (2, 1, 2, 1_000, (1, 1, False)),  # nor worth it
     ],
@@ -144,7 +148,7 @@ def test_threads_share_units_of_every_cell() -> None:
 def test_how_threads_share_a_loop(
     threads: int, rows: int, units: int, row_work: int, way: tuple[int, int, bool]
 ) -> None:
-    assert split(threads, rows, units, row_work) == way
+    assert choice.split(threads, rows, units, row_work) == way
 
 
 def test_nobody_waits_for_threads_that_never_come() -> None:

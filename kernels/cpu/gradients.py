@@ -6,6 +6,7 @@ itself, is the cell's.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from numba.extending import register_jitable
 
@@ -24,10 +25,27 @@ _BLOCK_ROWS = 128
 # Packed rows that are added to a group's sums before the next group's: the sums of all groups are
 # too many for a cache. Four blocks instead of two make weight gradients of 512 units 3 % faster.
 _ROWS_AT_ONCE = 4 * _BLOCK_ROWS
-# Columns of x or of the operand that all groups take before the next columns: with these rows, 1 MB
-# of float32, which each group reads again. All 1024 at once took 15 % more time. They lie in strips
-# of their own: as parts of rows of 1024 they took 6 % more.
+# Most columns of x or of the operand that all groups take before the next columns: with these rows,
+# 1 MB of float32, which each group reads again. All 1024 at once took 15 % more time. They lie in
+# strips of their own: as parts of rows of 1024 they took 6 % more.
 _COLUMNS_AT_ONCE = 512
+
+
+class _Strips(NamedTuple):
+    """How a weight gradient's columns are taken: in strips of (rows, row)."""
+
+    total: int
+    columns: int  # of each; the last one may have fewer
+    row: int  # elements of a row
+    size: int  # elements of a strip
+
+
+@register_jitable
+def _strips_of(columns, lanes):
+    """As few strips as may be, of whole vectors, as wide as each other."""
+    total = (columns + _COLUMNS_AT_ONCE - 1) // _COLUMNS_AT_ONCE
+    width = padded((columns + total - 1) // total, lanes)
+    return _Strips(total, width, width + lanes, _ROWS_AT_ONCE * (width + lanes))
 
 
 @register_jitable
@@ -198,17 +216,15 @@ def make_weight_gradient(
         length = len(gate_rows) * unit
         groups = (length + width - 1) // width
         group_size = padded(K + 1, lanes) * width
-        column_row = padded(min(K, _COLUMNS_AT_ONCE), lanes) + lanes
-        strip = _ROWS_AT_ONCE * column_row
-        columns = worker * worker_size  # (strips, rows, column_row)
-        strips = (K + _COLUMNS_AT_ONCE - 1) // _COLUMNS_AT_ONCE
-        packed_d = columns + strips * strip  # (block rows, width)
+        strips = _strips_of(K, lanes)
+        columns = worker * worker_size  # (strips.total, _ROWS_AT_ONCE, strips.row)
+        packed_d = columns + strips.total * strips.size  # (block rows, width)
         zeros = packed_d + _BLOCK_ROWS * width  # (width,)
         fill_zero(work, zeros, width)
         previous = 1 if reverse else -1
         shift = 0 if of_x else previous
         # Sums that nobody adds to later take turns in one place, which stays in cache.
-        alone = is_first and is_last and end - begin <= _ROWS_AT_ONCE and K <= _COLUMNS_AT_ONCE
+        alone = is_first and is_last and end - begin <= _ROWS_AT_ONCE and strips.total == 1
         for start in range(begin, end, _ROWS_AT_ONCE):
             rows = min(_ROWS_AT_ONCE, end - start)
             step = step_of(offset, start)
@@ -219,15 +235,16 @@ def make_weight_gradient(
                 t = time_index(step, lengths[row], reverse)
                 end_row = offset[step + 1] - offset[step]
                 fetch_ahead(source, order, lengths, row, end_row, step, reverse, shift, 0, K)
-                for number in range(strips):
-                    column = number * _COLUMNS_AT_ONCE
+                for number in range(strips.total):
+                    column = number * strips.columns
                     load(
-                        work, columns + number * strip + i * column_row, source, h0, layer,
+                        work, columns + number * strips.size + i * strips.row, source, h0, layer,
                         order[row], t, step, reverse, saved, (start + i) * value_row, unit,
-                        column, min(_COLUMNS_AT_ONCE, K - column),
+                        column, min(strips.columns, K - column),
                     )  # fmt: skip
-            for number in range(strips):
-                column = number * _COLUMNS_AT_ONCE
+            for number in range(strips.total):
+                column = number * strips.columns
+                of_strip = columns + number * strips.size
                 for group in range(worker, groups, workers):
                     filled = min(width, length - group * width)
                     so_far = sums_start + (worker if alone else group) * group_size
@@ -244,11 +261,11 @@ def make_weight_gradient(
                         product(
                             sums, so_far + column * width, width, lanes,
                             before, at + column * stride, stride, lanes,
-                            work, columns + number * strip + block * column_row, 1, 0, column_row,
+                            work, of_strip + block * strips.row, 1, 0, strips.row,
                             work, packed_d, 0, packed_d, 1, block_rows,
-                            min(_COLUMNS_AT_ONCE, K - column), 1, GROUP_VECTORS,
+                            min(strips.columns, K - column), 1, GROUP_VECTORS,
                         )  # fmt: skip
-                    if is_last and start + rows == end and column + _COLUMNS_AT_ONCE >= K:
+                    if is_last and start + rows == end and number == strips.total - 1:
                         write(sums, so_far, group, gate_rows, unit, H, dweight_out, dbias_out)
         if begin == end:  # no sample takes these steps, the first ones to come
             for group in range(worker, groups, workers):
@@ -262,10 +279,8 @@ def make_weight_gradient(
 
 def weight_gradient_worker_size(columns: int, lanes: int) -> int:
     """Elements of workspace that a worker of a weight gradient needs."""
-    strips = -(-columns // _COLUMNS_AT_ONCE)
-    column_row = padded(min(columns, _COLUMNS_AT_ONCE), lanes) + lanes
-    packed_d = (_BLOCK_ROWS + 1) * GROUP_VECTORS * lanes
-    return strips * _ROWS_AT_ONCE * column_row + packed_d
+    strips = _strips_of(columns, lanes)
+    return strips.total * strips.size + (_BLOCK_ROWS + 1) * GROUP_VECTORS * lanes
 
 
 def weight_gradient_sums(blocks: int, unit: int, columns: int, lanes: int) -> tuple[int, int]:

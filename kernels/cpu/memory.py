@@ -35,8 +35,9 @@ def aligned(size: int, dtype: np.dtype[Any]) -> Array:
 class Shelf:
     """Idle buffers of one size.
 
-    Taking and giving back are single operations, so threads need no lock, and a call inside a call
-    (from a signal handler, say) just takes another buffer.
+    Taking and giving back are single operations of a deque, so threads need no lock, and a call
+    inside a call (from a signal handler, say) just takes another buffer. A full shelf drops its
+    oldest one.
 
     Attributes
     ----------

@@ -22,12 +22,14 @@ _SMALLEST_SHARED_PRODUCT = 6_000
 
 # Rows of the largest tile: a thread should have as many.
 _ROWS_OF_TILE = 8
-# Where a step has more weights than this, each thread would read all of them from the third-level
-# cache or further for its own rows, which pays from so many rows a thread on. With 1024 units and
+# With more weights than this, each thread would read all of them from the third-level cache or
+# further for its own rows, which pays from so many rows a thread on. Forward, with 1024 units and
 # two threads, 16 to 32 rows take 0.51 to 0.52 of one thread's time sharing units, and 0.55 to 0.62
 # where each thread has its own rows; from 48 on there is no difference, with 512 units from 32.
 _FAR_WEIGHTS = 2_000_000
 _ROWS_OF_FAR_WEIGHTS = 24
+# Vectors of units that each thread then should have: threads' shares are whole vectors.
+_VECTORS_OF_FAR_WEIGHTS = 4
 # Most rows that run through a sequence together: few enough that what a step makes of them stays
 # in L1. With 64 rows, 64 or 128 units take 5 to 12 % more time on a Xeon.
 _ROWS_AT_ONCE = 24
@@ -122,9 +124,10 @@ def split(threads: int, rows: int, units: int, row_work: int) -> Split:
     rows share the units, where a step is worth the waiting.
     """
     most = _ROWS_AT_ONCE if row_work <= _MANY_WEIGHTS else _MORE_ROWS_AT_ONCE
-    is_one_block = rows <= _MORE_ROWS_AT_ONCE
-    own = _ROWS_OF_FAR_WEIGHTS if row_work > _FAR_WEIGHTS and is_one_block else _ROWS_OF_TILE
-    if threads > 1 and rows >= threads * own:
+    # Several blocks, one after another, would read the weights as often as threads of their own do.
+    is_far = row_work > _FAR_WEIGHTS and rows <= _MORE_ROWS_AT_ONCE
+    is_far = is_far and units >= threads * _VECTORS_OF_FAR_WEIGHTS
+    if threads > 1 and rows >= threads * (_ROWS_OF_FAR_WEIGHTS if is_far else _ROWS_OF_TILE):
         return Split(_rows_a_block(-(-rows // threads), most), threads, False)
     workers = min(threads, units)
     block = _rows_a_block(rows, _MORE_ROWS_AT_ONCE)
