@@ -31,7 +31,7 @@ def draw(N, T, I, H):
     x, dy = (rng.standard_normal((N, T, size)).astype("float32") for size in (I, H))
     return params, x, dy
 
-problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100), draw(30, 6, 900, 512)]
+problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100), draw(30, 6, 40, 512)]
 params, x, dy = problems[0]
 
 def everything():
@@ -120,7 +120,7 @@ def test_threads_share_units_of_every_cell() -> None:
                         numba.set_num_threads(count)
                         assert_same_bits(solve(problem), alone)
                         compared += 1
-        print(compared, *threads.split(3, 9, 5, 1), len(fastgru.cells()))
+        print(compared, *threads.split(3, 9, 5, 1, 1), len(fastgru.cells()))
         """,
         NUMBA_NUM_THREADS="3",
     )
@@ -130,25 +130,30 @@ def test_threads_share_units_of_every_cell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "rows", "units", "row_work", "way"),
+    ("threads", "rows", "units", "row_work", "recurrent_work", "way"),
     [
-        (1, 64, 64, 6_000_000, (64, 1, False)),
-        (2, 15, 16, 400_000, (15, 2, True)),
-        (2, 16, 16, 400_000, (8, 2, False)),  # a tile of rows for each
-        (2, 47, 64, 6_000_000, (47, 2, True)),  # weights come from far away
-        (2, 48, 64, 6_000_000, (24, 2, False)),
-        (8, 64, 64, 6_000_000, (64, 8, True)),
-        (8, 65, 64, 6_000_000, (9, 8, False)),  # more than one block
-        (8, 64, 31, 6_000_000, (8, 8, False)),  # too few units
-        (2, 16, 1, 6_000_000, (8, 2, False)),
-        (2, 1, 1, 400_000, (1, 1, False)),  # nothing to share
-        (2, 1, 2, 1_000, (1, 1, False)),  # nor worth it
+        (1, 64, 64, 6_000_000, 3_000_000, (64, 1, False)),
+        (2, 15, 16, 400_000, 200_000, (15, 2, True)),
+        (2, 16, 16, 400_000, 200_000, (8, 2, False)),  # a tile of rows for each
+        (2, 31, 64, 6_000_000, 3_000_000, (31, 2, True)),  # weights come from far away
+        (2, 31, 64, 6_000_000, 200_000, (16, 2, False)),  # those of x need not come at every step
+        (2, 32, 64, 6_000_000, 3_000_000, (16, 2, False)),
+        (4, 63, 64, 6_000_000, 3_000_000, (63, 4, True)),
+        (8, 65, 64, 6_000_000, 3_000_000, (9, 8, False)),  # more than one block
+        (8, 64, 31, 6_000_000, 3_000_000, (8, 8, False)),  # too few units
+        (2, 1, 1, 400_000, 200_000, (1, 1, False)),  # nothing to share
+        (2, 1, 2, 1_000, 500, (1, 1, False)),  # nor worth it
     ],
 )
 def test_how_threads_share_a_loop(
-    threads: int, rows: int, units: int, row_work: int, way: tuple[int, int, bool]
+    threads: int,
+    rows: int,
+    units: int,
+    row_work: int,
+    recurrent_work: int,
+    way: tuple[int, int, bool],
 ) -> None:
-    assert choice.split(threads, rows, units, row_work) == way
+    assert choice.split(threads, rows, units, row_work, recurrent_work) == way
 
 
 def test_nobody_waits_for_threads_that_never_come() -> None:

@@ -22,12 +22,12 @@ _SMALLEST_SHARED_PRODUCT = 6_000
 
 # Rows of the largest tile: a thread should have as many.
 _ROWS_OF_TILE = 8
-# With more weights than this, each thread would read all of them from the third-level cache or
-# further for its own rows, which pays from so many rows a thread on. Forward, with 1024 units and
-# two threads, 16 to 32 rows take 0.51 to 0.52 of one thread's time sharing units, and 0.55 to 0.62
-# where each thread has its own rows; from 48 on there is no difference, with 512 units from 32.
-_FAR_WEIGHTS = 2_000_000
-_ROWS_OF_FAR_WEIGHTS = 24
+# With more recurrent weights than this, 3 MB of float32, each thread would read all of them at each
+# step for its own rows, from the third-level cache or further, which pays from two tiles a thread
+# on. With two threads and 512 to 1024 units, forward for 16, 17 and 24 rows takes 5 to 20 % less
+# time where they share units; for 32, 3 to 9 % less for an LSTM, but 1 to 4 % more for a GRU.
+_FAR_WEIGHTS = 750_000
+_ROWS_OF_FAR_WEIGHTS = 2 * _ROWS_OF_TILE
 # Vectors of units that each thread then should have: threads' shares are whole vectors.
 _VECTORS_OF_FAR_WEIGHTS = 4
 # Most rows that run through a sequence together: few enough that what a step makes of them stays
@@ -117,15 +117,17 @@ class Split(NamedTuple):
     shared: bool  # whether the workers share the units of each block, or have blocks of their own
 
 
-def split(threads: int, rows: int, units: int, row_work: int) -> Split:
+def split(threads: int, rows: int, units: int, row_work: int, recurrent_work: int) -> Split:
     """Choose for so many threads, rows, vectors of units, and multiply-adds of one row's step.
+
+    `recurrent_work` are those of them that use h.
 
     Blocks of rows need no waiting, so they come first; they need some rows for each thread. Fewer
     rows share the units, where a step is worth the waiting.
     """
     most = _ROWS_AT_ONCE if row_work <= _MANY_WEIGHTS else _MORE_ROWS_AT_ONCE
     # Several blocks, one after another, would read the weights as often as threads of their own do.
-    is_far = row_work > _FAR_WEIGHTS and rows <= _MORE_ROWS_AT_ONCE
+    is_far = recurrent_work > _FAR_WEIGHTS and rows <= _MORE_ROWS_AT_ONCE
     is_far = is_far and units >= threads * _VECTORS_OF_FAR_WEIGHTS
     if threads > 1 and rows >= threads * (_ROWS_OF_FAR_WEIGHTS if is_far else _ROWS_OF_TILE):
         return Split(_rows_a_block(-(-rows // threads), most), threads, False)
