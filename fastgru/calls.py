@@ -214,11 +214,11 @@ class Call:
         Gives the final state and the outputs of the last layer.
         """
         final = self.new_state(self.xp.empty)
-        y = x
         for number, recurrence in enumerate(self.recurrences):
-            x, y = y, self._new_y()
+            y = self._new_y()
             recurrence.forward(layouts[number][0], x, initial, number, False, y, final, False)
-        return final, y
+            x = y
+        return final, x
 
     def run_step(self, x: Any, layouts: Any, state: State) -> tuple[Any, ...]:
         """The new state of a stream: `run_plain`, shorter still, from a user's state."""
