@@ -39,7 +39,8 @@ def test_time_major_takes_and_gives_the_time_axis_first(cell: str, dtype: str, D
     gradients = fastgru.backward(saved, dy, as_state(problem.dh_n))
     assert y.shape == (T, N, D * H)
     assert gradients.x.shape == (T, N, I)
-    assert y.flags.c_contiguous and gradients.x.flags.c_contiguous
+    assert y.flags.c_contiguous
+    assert gradients.x.flags.c_contiguous
     assert_same_bits(fastgru.forward(*args, lengths=LENGTHS, time_major=True), (y, h_n))
     gradients = gradients._replace(x=gradients.x.swapaxes(0, 1))
     assert_same_bits((y.swapaxes(0, 1), h_n, gradients), solve(problem))
