@@ -114,8 +114,8 @@ def test_threads_share_units_of_every_cell() -> None:
                     threads._SMALLEST_PARALLEL_WORK = 10**9
                     alone = solve(problem)
                     fastgru.pack(problem.params).architecture.calls.clear()  # prepared for one
-                    threads._SMALLEST_PARALLEL_WORK = threads._SMALLEST_SHARED_PRODUCT = 0
-                    threads._MORE_ROWS_AT_ONCE = 4
+                    threads._SMALLEST_PARALLEL_WORK = threads._SMALLEST_SHARE = 0
+                    threads._OWN_ROWS, threads._MORE_ROWS_AT_ONCE = ((10**9, 5),), 4
                     for count in (2, 3):
                         numba.set_num_threads(count)
                         assert_same_bits(solve(problem), alone)
@@ -130,30 +130,42 @@ def test_threads_share_units_of_every_cell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "rows", "units", "row_work", "recurrent_work", "way"),
+    ("threads", "rows", "units", "row_bytes", "recurrent_bytes", "way"),
     [
-        (1, 64, 64, 6_000_000, 3_000_000, (64, 1, False)),
-        (2, 15, 16, 400_000, 200_000, (15, 2, True)),
-        (2, 16, 16, 400_000, 200_000, (8, 2, False)),  # a tile of rows for each
-        (2, 31, 64, 6_000_000, 3_000_000, (31, 2, True)),  # weights come from far away
-        (2, 31, 64, 6_000_000, 200_000, (16, 2, False)),  # those of x need not come at every step
-        (2, 32, 64, 6_000_000, 3_000_000, (16, 2, False)),
-        (4, 63, 64, 6_000_000, 3_000_000, (63, 4, True)),
-        (8, 65, 64, 6_000_000, 3_000_000, (9, 8, False)),  # more than one block
-        (8, 64, 31, 6_000_000, 3_000_000, (8, 8, False)),  # too few units
-        (2, 1, 1, 400_000, 200_000, (1, 1, False)),  # nothing to share
-        (2, 1, 2, 1_000, 500, (1, 1, False)),  # nor worth it
+        (1, 64, 64, 24e6, 12e6, (64, 1, False)),
+        (2, 2, 6, 200e3, 100e3, (1, 2, False)),  # so small a step is not worth waiting
+        (2, 2, 8, 200e3, 150e3, (2, 2, True)),
+        (2, 3, 8, 200e3, 150e3, (3, 2, True)),
+        (2, 4, 8, 200e3, 150e3, (2, 2, False)),
+        (2, 5, 16, 1.6e6, 0.8e6, (5, 2, True)),
+        (2, 6, 16, 1.6e6, 0.8e6, (3, 2, False)),  # rows enough to read each weight for
+        (2, 15, 24, 4e6, 2e6, (15, 2, True)),  # weights from a cache further away
+        (2, 16, 24, 4e6, 2e6, (8, 2, False)),
+        (2, 31, 64, 24e6, 12e6, (31, 2, True)),  # still further
+        (2, 31, 64, 24e6, 2e6, (16, 2, False)),  # those of x need not come at every step
+        (2, 32, 64, 24e6, 12e6, (16, 2, False)),
+        (4, 63, 64, 24e6, 12e6, (63, 4, True)),
+        (8, 65, 64, 24e6, 12e6, (9, 8, False)),  # more than one block
+        (8, 64, 31, 24e6, 12e6, (8, 8, False)),  # too few units
+        (2, 48, 64, 1e6, 0.8e6, (24, 2, False)),
+        (2, 128, 64, 1e6, 0.8e6, (22, 2, False)),  # blocks that stay in a first-level cache
+        (2, 128, 64, 2e6, 0.8e6, (64, 2, False)),  # weights that do not stay in a second-level one
+        (2, 1, 1, 1.6e6, 0.8e6, (1, 1, False)),  # nothing to share
+        (2, 1, 4, 55e3, 49e3, (1, 1, False)),  # nor worth it
+        (2, 1, 4, 70e3, 51e3, (1, 2, True)),
+        (2, 1, 4, 190e3, 12e3, (1, 1, False)),
+        (2, 1, 4, 210e3, 12e3, (1, 2, True)),  # x takes long enough
     ],
 )
 def test_how_threads_share_a_loop(
     threads: int,
     rows: int,
     units: int,
-    row_work: int,
-    recurrent_work: int,
+    row_bytes: int,
+    recurrent_bytes: int,
     way: tuple[int, int, bool],
 ) -> None:
-    assert choice.split(threads, rows, units, row_work, recurrent_work) == way
+    assert choice.split(threads, rows, units, row_bytes, recurrent_bytes) == way
 
 
 def test_nobody_waits_for_threads_that_never_come() -> None:

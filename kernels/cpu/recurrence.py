@@ -96,11 +96,11 @@ class Recurrence:
         return way
 
     def _way_for(self, threads: int) -> "_Way":
-        recurrent_work = multiply_adds(self.cell, 0, self.H)
-        units = self.size.unit // self.lanes
-        way = split(threads, self.rows, units, self.row_work, recurrent_work)
-        row_bytes = way.rows * (self.size.x + self.size.pre) * self.dtype.itemsize
-        input_bytes = len(self.cell.input_gates) * self.H * self.I * self.dtype.itemsize
+        units, itemsize = self.size.unit // self.lanes, self.dtype.itemsize
+        recurrent_bytes = multiply_adds(self.cell, 0, self.H) * itemsize
+        way = split(threads, self.rows, units, self.row_work * itemsize, recurrent_bytes)
+        row_bytes = way.rows * (self.size.x + self.size.pre) * itemsize
+        input_bytes = len(self.cell.input_gates) * self.H * self.I * itemsize
         block_bytes = max(_TIME_BLOCK_BYTES, input_bytes // _INPUT_WEIGHTS_PER_BLOCK)
         steps = max(1, min(block_bytes // row_bytes, self.steps))
         states = len(self.cell.states)

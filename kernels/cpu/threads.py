@@ -17,25 +17,27 @@ _SMALLEST_PARALLEL_WORK = 1_000_000
 # come within `_SOON` after another one, is made on one: that of a stream, say. Both in seconds.
 _SHORT, _SOON = 2e-3, 1e-3
 # Sharing the units of a step costs a wait for the others and their lines of h, 0.1 to 0.3 µs for
-# each product. Products of fewer multiply-adds a thread than this (about 0.2 µs) are not shared.
-_SMALLEST_SHARED_PRODUCT = 6_000
+# each product. It pays where a thread's share of the weights, those that use h or all of them, has
+# so many bytes: the weights of one step then leave a first-level cache, or take long to read.
+_SMALLEST_SHARE_OF_RECURRENT, _SMALLEST_SHARE = 25e3, 100e3
 
-# Rows of the largest tile: a thread should have as many.
-_ROWS_OF_TILE = 8
-# With more recurrent weights than this, 3 MB of float32, each thread would read all of them at each
-# step for its own rows, from the third-level cache or further, which pays from two tiles a thread
-# on. With two threads and 512 to 1024 units, forward for 16, 17 and 24 rows takes 5 to 20 % less
-# time where they share units; for 32, 3 to 9 % less for an LSTM, but 1 to 4 % more for a GRU.
-_FAR_WEIGHTS = 750_000
-_ROWS_OF_FAR_WEIGHTS = 2 * _ROWS_OF_TILE
-# Vectors of units that each thread then should have: threads' shares are whole vectors.
-_VECTORS_OF_FAR_WEIGHTS = 4
+# Rows of its own that each thread must have, by the most bytes of weights that use h; with fewer,
+# the threads share units instead. One or two rows take about as long as three, bound by reading the
+# weights, and the longer a step is, the less the waiting matters: hence the first three lines.
+# Weights beyond a second-level cache would be read by each thread for its own rows: the last two.
+# Measured with two threads of a Xeon (2 MiB a core), GRU and LSTM, 2 to 32 rows of 16 to 1024
+# units: near a limit the two ways differ by up to 5 %, far from one by up to 60 %.
+_OWN_ROWS = ((100e3, 1), (250e3, 2), (1.2e6, 3), (3e6, 8), (math.inf, 16))
+# Not more than this many where there are several blocks, one after another, which would read the
+# weights as often as threads of their own do, or where threads' shares, which are whole vectors of
+# units, would be fewer vectors than this.
+_MOST_OWN_ROWS, _FEWEST_SHARED_VECTORS = 8, 4
 # Most rows that run through a sequence together: few enough that what a step makes of them stays
 # in L1. With 64 rows, 64 or 128 units take 5 to 12 % more time on a Xeon.
 _ROWS_AT_ONCE = 24
-# Where a step has more weights than this, they hardly fit a second-level cache, and more rows share
-# each reading of them; likewise where each thread makes only some of a step's units.
-_MANY_WEIGHTS = 256 * 1024
+# Where a step has more bytes of weights than this, they hardly fit a second-level cache, and more
+# rows share each reading of them; likewise where each thread makes only some of a step's units.
+_MANY_WEIGHTS = 1024 * 1024
 _MORE_ROWS_AT_ONCE = 64
 
 # Where other threads keep the cores busy (another program, or a pool that spins while it has
@@ -117,25 +119,32 @@ class Split(NamedTuple):
     shared: bool  # whether the workers share the units of each block, or have blocks of their own
 
 
-def split(threads: int, rows: int, units: int, row_work: int, recurrent_work: int) -> Split:
-    """Choose for so many threads, rows, vectors of units, and multiply-adds of one row's step.
+def split(threads: int, rows: int, units: int, row_bytes: int, recurrent_bytes: int) -> Split:
+    """Choose for so many threads, rows and vectors of units, by the size of a step's weights.
 
-    `recurrent_work` are those of them that use h.
+    `row_bytes` is that of all of them, `recurrent_bytes` of those that use h.
 
     Blocks of rows need no waiting, so they come first; they need some rows for each thread. Fewer
     rows share the units, where a step is worth the waiting.
     """
-    most = _ROWS_AT_ONCE if row_work <= _MANY_WEIGHTS else _MORE_ROWS_AT_ONCE
-    # Several blocks, one after another, would read the weights as often as threads of their own do.
-    is_far = recurrent_work > _FAR_WEIGHTS and rows <= _MORE_ROWS_AT_ONCE
-    is_far = is_far and units >= threads * _VECTORS_OF_FAR_WEIGHTS
-    if threads > 1 and rows >= threads * (_ROWS_OF_FAR_WEIGHTS if is_far else _ROWS_OF_TILE):
+    most = _ROWS_AT_ONCE if row_bytes <= _MANY_WEIGHTS else _MORE_ROWS_AT_ONCE
+    if threads > 1 and rows >= threads * _own_rows(threads, rows, units, recurrent_bytes):
         return Split(_rows_a_block(-(-rows // threads), most), threads, False)
     workers = min(threads, units)
     block = _rows_a_block(rows, _MORE_ROWS_AT_ONCE)
-    if workers > 1 and row_work * block >= _SMALLEST_SHARED_PRODUCT * workers:
+    recurrent_share, share = block * recurrent_bytes / workers, block * row_bytes / workers
+    is_long = recurrent_share >= _SMALLEST_SHARE_OF_RECURRENT or share >= _SMALLEST_SHARE
+    if workers > 1 and is_long:
         return Split(block, workers, True)
     return Split(_rows_a_block(rows, most), 1, False)
+
+
+def _own_rows(threads: int, rows: int, units: int, recurrent_bytes: int) -> int:
+    """Rows that each thread must have, to have rows of its own."""
+    least = next(least for most_bytes, least in _OWN_ROWS if recurrent_bytes <= most_bytes)
+    if rows > _MORE_ROWS_AT_ONCE or units < threads * _FEWEST_SHARED_VECTORS:
+        return min(least, _MOST_OWN_ROWS)
+    return least
 
 
 def _rows_a_block(rows: int, most: int) -> int:
