@@ -57,7 +57,7 @@ from fastgru.kernels.cells import CELLS, HIDDEN
 from fastgru.kernels.cpu import build
 from fastgru.kernels.cpu.gradients import GROUP_VECTORS
 from fastgru.kernels.plan import phase_plans
-from fastgru.kernels.cpu.tile import product, tile_shapes
+from fastgru.kernels.cpu.product import product, tile_shapes
 
 found = {}
 

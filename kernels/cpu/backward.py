@@ -16,10 +16,10 @@ from numba.extending import register_jitable
 from ..cells import Cell
 from ..plan import phase_plans
 from .plan import GROUP, backward_layout, chain, first_of_group, row_sizes, units_of
+from .product import product
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
 from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
 from .team import fetch, join, meet
-from .tile import product
 
 
 def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:

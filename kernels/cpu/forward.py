@@ -19,10 +19,10 @@ from ..cells import Cell
 from ..plan import phase_plans
 from .launch import call_at
 from .plan import GROUP, chain, first_of_group, forward_layout, row_sizes, units_of
+from .product import product
 from .rows import load_row, make_state_rows, running, store_row, time_index
 from .simd import inlined, load_group, make_sweeps, store_group
 from .team import fetch, join, meet
-from .tile import product
 
 
 def _make_projection(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:

@@ -12,10 +12,10 @@ from numba.extending import register_jitable
 
 from ..cells import Operand
 from .plan import padded
+from .product import product
 from .rows import accumulate_row, fetch_ahead, load_row, previous_h, step_of, time_index
 from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
 from .squares import store_square, transposed
-from .tile import product
 
 # Units whose sums a weight-gradient tile holds: three vectors by eight columns fill the registers.
 GROUP_VECTORS = 3
