@@ -18,18 +18,17 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
+import numba
 import numpy as np
 
 from . import gpu_peers, peers
 from .problems import MODES, SHAPES, Problem, Shape, shape_of, shapes_for
 from .turns import (
-    PAUSE,
     Contender,
     contenders_for,
     machine_facts,
@@ -37,6 +36,7 @@ from .turns import (
     play,
     seconds_of,
     usable_cores,
+    wait_until_idle,
     worker_environment,
 )
 
@@ -154,14 +154,22 @@ def pipeline(cell: str, options: argparse.Namespace, threads: int) -> dict[str, 
     y = problem.dy.reshape(B * T, H)
     read_out = np.random.default_rng(0).normal(size=(H, H)).astype(options.dtype)
     multiply = peers.Way(lambda: y @ read_out, dict)
+
+    def run_on_one_thread() -> None:
+        numba.set_num_threads(1)
+        for way in ways.values():
+            way.run()
+        numba.set_num_threads(threads)
+
     alone = [
         Contender.fastest("forward", ways),
         Contender.fastest("product", {"numpy": multiply}),
     ]
+    one_thread = Contender.fastest("one thread", {"one": peers.Way(run_on_one_thread, dict)})
     beside = [Contender(one.name, one.run) for one in alone]
     for _ in range(options.rounds):
-        play(alone, 1)
-        time.sleep(PAUSE)
+        play([*alone, one_thread], 1)
+        wait_until_idle()
         laps = [[seconds_of(one.run) for one in beside] for _ in range(alone[0].calls)]
         for one, own in zip(beside, zip(*laps, strict=True), strict=True):
             one.rounds.append(median(own))
@@ -173,11 +181,13 @@ def pipeline(cell: str, options: argparse.Namespace, threads: int) -> dict[str, 
         texts.append(f"{one.name} {times}, loss {losses[one.name]:.0f} %")
     print(
         f"pipeline: forward at T, B, I, H = {T}, {B}, {I}, {H} alternating with the NumPy product "
-        f"({B * T}, {H}) @ ({H}, {H}):\n  {'; '.join(texts)}",
+        f"({B * T}, {H}) @ ({H}, {H}):\n  {'; '.join(texts)}; "
+        f"forward on one thread {microseconds(median(one_thread.rounds))} µs alone",
         flush=True,
     )
     rounds = {f"{one.name} alone": one.rounds for one in alone}
     rounds |= {f"{one.name} alternating": one.rounds for one in beside}
+    rounds["forward on one thread"] = one_thread.rounds
     return {"cell": cell, "threads": threads, "loss_percent": losses, "seconds": rounds}
 
 

@@ -28,9 +28,11 @@ from .problems import Problem
 TURN = 0.05  # seconds of calls in a turn
 TRIAL = 0.02  # seconds of calls to find the fastest way and the number of calls in a turn
 WARM_UP = 0.005  # seconds of calls before a turn is timed: threads awake, weights in cache
-# Before a turn the threads of the library before must have gone to sleep; OpenBLAS's, the most
-# patient, wait for 2**26 cycles.
-PAUSE = 0.04
+# Before a turn the threads of the library before must have gone to sleep: pauses of so many seconds
+# until the process was idle in one. OpenBLAS's, the most patient, wait for 2**26 cycles; on a
+# virtual machine that has taken up to 120 ms, and the turn after theirs up to 1.5 times as long.
+PAUSE, LONGEST_WAIT = 0.01, 1.0
+IDLE = 0.1  # of a core
 SLOW = 20  # a library that many times slower than fastgru gets one call a turn
 
 # Results may differ by this times eps * sqrt(I + H) * max(1, largest magnitude of the array). At
@@ -107,7 +109,7 @@ class Contender:
         trials = []
         for label, way in ways.items():
             way.run()
-            time.sleep(PAUSE)
+            wait_until_idle()
             laps: list[float] = []
             start = time.perf_counter()
             while len(laps) < 2 or time.perf_counter() - start < TRIAL:
@@ -117,7 +119,7 @@ class Contender:
 
     def take_turn(self) -> None:
         """Time a turn's calls."""
-        time.sleep(PAUSE)
+        wait_until_idle()
         start = time.perf_counter()
         while self.estimate < TURN and time.perf_counter() - start < WARM_UP:
             self.run()
@@ -134,6 +136,16 @@ class Contender:
         """All that was measured, for JSON."""
         kept = {"way": self.way, "calls": self.calls, "seconds": self.rounds, "cores": self.cores}
         return kept | {"median": median(self.rounds), "minimum": min(self.rounds)}
+
+
+def wait_until_idle() -> None:
+    """Sleep until no thread of this process keeps a core busy."""
+    end = time.perf_counter() + LONGEST_WAIT
+    busy = math.inf
+    while busy > IDLE and time.perf_counter() < end:
+        cpu, start = time.process_time(), time.perf_counter()
+        time.sleep(PAUSE)
+        busy = (time.process_time() - cpu) / (time.perf_counter() - start)
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
