@@ -27,7 +27,9 @@ from .problems import Problem
 
 TURN = 0.05  # seconds of calls in a turn
 TRIAL = 0.02  # seconds of calls to find the fastest way and the number of calls in a turn
-WARM_UP = 0.005  # seconds of calls before a turn is timed: threads awake, weights in cache
+# Seconds of calls before a turn is timed, one call or more: threads awake, weights in cache, memory
+# that the process has just got from the system cleared.
+WARM_UP = 0.005
 # Before a turn the threads of the library before must have gone to sleep: pauses of so many seconds
 # until the process was idle in one. OpenBLAS's, the most patient, wait for 2**26 cycles; on a
 # virtual machine that has taken up to 120 ms, and the turn after theirs up to 1.5 times as long.
@@ -121,7 +123,8 @@ class Contender:
         """Time a turn's calls."""
         wait_until_idle()
         start = time.perf_counter()
-        while self.estimate < TURN and time.perf_counter() - start < WARM_UP:
+        self.run()
+        while time.perf_counter() - start < WARM_UP:
             self.run()
         gc.disable()
         cpu, start = time.process_time(), time.perf_counter()
