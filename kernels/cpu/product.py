@@ -45,15 +45,21 @@ def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     return tuple(shapes)
 
 
-def pair_heights(full_rows: int) -> tuple[int, ...]:
+# A tile needs so many sums: a multiply-add takes four cycles, and two start in each.
+_ENOUGH_SUMS = 8
+
+
+def pair_heights(gates: int) -> tuple[int, ...]:
     """Row counts of two tiles for the rows of a full one and one or two more: one for each count.
 
     One or two rows alone would read all weights for a few multiply-adds each. On a Xeon, forward
     takes 4 to 8 % less time so for 9, 10 and 17 rows of a GRU and 7 and 8 of an LSTM, 1 to 3 % less
-    for 32 of an LSTM, whose full tiles have 6.
+    for 32 of an LSTM, whose full tiles have 6. None where tiles of half the height have too few
+    sums.
     """
+    (full_rows, (panels, *_)), *_ = tile_shapes(gates)
     half = full_rows // 2
-    if full_rows < 3:
+    if full_rows < 3 or half * gates * panels < _ENOUGH_SUMS:
         return ()
     return (half + 1,) if full_rows % 2 else (half + 1, half)
 
@@ -115,7 +121,7 @@ def product(
         asked = cgutils.alloca_once(builder, integer)  # tiles that have asked for next weights
 
         (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
-        heights = pair_heights(full_rows)
+        heights = pair_heights(literal(gates))
 
         # Full tiles first, then, if so many rows are left that they call for it, a pair.
         has_full = builder.icmp_signed(">=", all_rows, integer(full_rows))
