@@ -155,24 +155,29 @@ def pipeline(cell: str, options: argparse.Namespace, threads: int) -> dict[str, 
     read_out = np.random.default_rng(0).normal(size=(H, H)).astype(options.dtype)
     multiply = peers.Way(lambda: y @ read_out, dict)
 
+    (way,) = ways.values()
+
     def run_on_one_thread() -> None:
         numba.set_num_threads(1)
-        for way in ways.values():
+        try:
             way.run()
-        numba.set_num_threads(threads)
+        finally:
+            numba.set_num_threads(threads)
 
     alone = [
         Contender.fastest("forward", ways),
         Contender.fastest("product", {"numpy": multiply}),
     ]
-    one_thread = Contender.fastest("one thread", {"one": peers.Way(run_on_one_thread, dict)})
     beside = [Contender(one.name, one.run) for one in alone]
     for _ in range(options.rounds):
-        play([*alone, one_thread], 1)
+        play(alone, 1)
         wait_until_idle()
         laps = [[seconds_of(one.run) for one in beside] for _ in range(alone[0].calls)]
         for one, own in zip(beside, zip(*laps, strict=True), strict=True):
             one.rounds.append(median(own))
+    # Afterwards, as it shows fastgru how fast one thread is.
+    one_thread = Contender.fastest("", {"one thread": peers.Way(run_on_one_thread, dict)})
+    play([one_thread], options.rounds)
     texts, losses = [], {}
     for one, other in zip(alone, beside, strict=True):
         before, after = median(one.rounds), median(other.rounds)

@@ -30,10 +30,11 @@ TRIAL = 0.02  # seconds of calls to find the fastest way and the number of calls
 # Seconds of calls before a turn is timed, one call or more: threads awake, weights in cache, memory
 # that the process has just got from the system cleared.
 WARM_UP = 0.005
-# Before a turn the threads of the library before must have gone to sleep: pauses of so many seconds
-# until the process was idle in one. OpenBLAS's, the most patient, wait for 2**26 cycles; on a
-# virtual machine that has taken up to 120 ms, and the turn after theirs up to 1.5 times as long.
-PAUSE, LONGEST_WAIT = 0.01, 1.0
+# Before a turn the threads of the library before must have gone to sleep: the process is watched
+# for so many seconds at a time until it was idle twice in a row, or the wait is over (a pool can be
+# told never to sleep). OpenBLAS's, the most patient by default, wait for 2**26 cycles; on a virtual
+# machine that has taken up to 120 ms, and the turn after theirs up to 1.5 times as long.
+WATCH, LONGEST_WAIT = 0.01, 1.0
 IDLE = 0.1  # of a core
 SLOW = 20  # a library that many times slower than fastgru gets one call a turn
 
@@ -143,12 +144,12 @@ class Contender:
 
 def wait_until_idle() -> None:
     """Sleep until no thread of this process keeps a core busy."""
-    end = time.perf_counter() + LONGEST_WAIT
-    busy = math.inf
-    while busy > IDLE and time.perf_counter() < end:
+    end, quiet = time.perf_counter() + LONGEST_WAIT, 0
+    while quiet < 2 and time.perf_counter() < end:
         cpu, start = time.process_time(), time.perf_counter()
-        time.sleep(PAUSE)
+        time.sleep(WATCH)
         busy = (time.process_time() - cpu) / (time.perf_counter() - start)
+        quiet = quiet + 1 if busy < IDLE else 0
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

@@ -17,6 +17,7 @@ from fastgru.kernels.cpu import threads as choice
 
 # Large enough for the parallel kernels, see `fastgru.kernels.cpu.threads`: the first batch is split
 # by rows, the second one by units, as it has few rows, and so is the third, for its many weights.
+# The fourth has rows of all lengths, so that each thread has more than one block of them.
 PROBLEM = """
 import numpy as np
 import fastgru
@@ -31,13 +32,14 @@ def draw(N, T, I, H):
     x, dy = (rng.standard_normal((N, T, size)).astype("float32") for size in (I, H))
     return params, x, dy
 
-problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100), draw(30, 6, 40, 512)]
+problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100), draw(30, 6, 40, 512), draw(45, 44, 32, 64)]
+lengths = [None, None, None, np.arange(45)]
 params, x, dy = problems[0]
 
 def everything():
     arrays = []
-    for params, x, dy in problems:
-        y, h_n, saved = fastgru.forward_train(x, params)
+    for (params, x, dy), steps in zip(problems, lengths):
+        y, h_n, saved = fastgru.forward_train(x, params, lengths=steps)
         gradients = fastgru.backward(saved, dy)
         arrays += [y, h_n, gradients.x, gradients.h0, *gradients.params.to_dict().values()]
     return b"".join(a.tobytes() for a in arrays)
@@ -80,15 +82,13 @@ def test_same_bits_for_any_number_of_threads() -> None:
         for params, x, _ in problems:
             (call,) = fastgru.pack(params).architecture.calls.values()
             way = call.recurrences[0]._ways[3]
-            print(way.workers, way.shared)
+            rows = way.backward_sizes[1]
+            print(way.workers, way.shared, rows)
         """,
         NUMBA_NUM_THREADS="3",
     )
-    assert out.splitlines() == [
-        "3 False",
-        "3 True",
-        "3 True",
-    ]  # threads with rows of their own; sharing units
+    # Threads with rows of their own; sharing units; with two blocks of rows each.
+    assert out.splitlines() == ["3 False 8", "3 True 2", "3 True 30", "3 False 8"]
 
 
 def test_threads_share_units_of_every_cell() -> None:
@@ -114,13 +114,13 @@ def test_threads_share_units_of_every_cell() -> None:
                     threads._SMALLEST_PARALLEL_WORK = 10**9
                     alone = solve(problem)
                     fastgru.pack(problem.params).architecture.calls.clear()  # prepared for one
-                    threads._SMALLEST_PARALLEL_WORK = threads._SMALLEST_SHARE = 0
+                    threads._SMALLEST_PARALLEL_WORK, threads._SMALLEST_SHARE = 0, 1e-9
                     threads._OWN_ROWS, threads._MORE_ROWS_AT_ONCE = ((10**9, 5),), 4
                     for count in (2, 3):
                         numba.set_num_threads(count)
                         assert_same_bits(solve(problem), alone)
                         compared += 1
-        print(compared, *threads.split(3, 9, 5, 1, 1), len(fastgru.cells()))
+        print(compared, *threads.split(3, 9, 9, 5, 1, 1), len(fastgru.cells()))
         """,
         NUMBA_NUM_THREADS="3",
     )
@@ -130,42 +130,52 @@ def test_threads_share_units_of_every_cell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "rows", "units", "row_bytes", "recurrent_bytes", "way"),
+    ("threads", "rows", "running", "units", "row_bytes", "recurrent_bytes", "way"),
     [
-        (1, 64, 64, 24e6, 12e6, (64, 1, False)),
-        (2, 2, 6, 200e3, 100e3, (1, 2, False)),  # so small a step is not worth waiting
-        (2, 2, 8, 200e3, 150e3, (2, 2, True)),
-        (2, 3, 8, 200e3, 150e3, (3, 2, True)),
-        (2, 4, 8, 200e3, 150e3, (2, 2, False)),
-        (2, 5, 16, 1.6e6, 0.8e6, (5, 2, True)),
-        (2, 6, 16, 1.6e6, 0.8e6, (3, 2, False)),  # rows enough to read each weight for
-        (2, 15, 24, 4e6, 2e6, (15, 2, True)),  # weights from a cache further away
-        (2, 16, 24, 4e6, 2e6, (8, 2, False)),
-        (2, 31, 64, 24e6, 12e6, (31, 2, True)),  # still further
-        (2, 31, 64, 24e6, 2e6, (16, 2, False)),  # those of x need not come at every step
-        (2, 32, 64, 24e6, 12e6, (16, 2, False)),
-        (4, 63, 64, 24e6, 12e6, (63, 4, True)),
-        (8, 65, 64, 24e6, 12e6, (9, 8, False)),  # more than one block
-        (8, 64, 31, 24e6, 12e6, (8, 8, False)),  # too few units
-        (2, 48, 64, 1e6, 0.8e6, (24, 2, False)),
-        (2, 128, 64, 1e6, 0.8e6, (22, 2, False)),  # blocks that stay in a first-level cache
-        (2, 128, 64, 2e6, 0.8e6, (64, 2, False)),  # weights that do not stay in a second-level one
-        (2, 1, 1, 1.6e6, 0.8e6, (1, 1, False)),  # nothing to share
-        (2, 1, 4, 55e3, 49e3, (1, 1, False)),  # nor worth it
-        (2, 1, 4, 70e3, 51e3, (1, 2, True)),
-        (2, 1, 4, 190e3, 12e3, (1, 1, False)),
-        (2, 1, 4, 210e3, 12e3, (1, 2, True)),  # x takes long enough
+        (1, 64, 64, 64, 24e6, 12e6, (64, 1, False)),
+        (2, 2, 2, 6, 200e3, 100e3, (1, 2, False)),  # so small a step is not worth waiting
+        (2, 2, 2, 8, 200e3, 101e3, (2, 2, True)),
+        (2, 4, 4, 8, 300e3, 250e3, (2, 2, False)),
+        (2, 4, 4, 8, 300e3, 251e3, (4, 2, True)),
+        (2, 5, 5, 16, 1.6e6, 1.2e6, (5, 2, True)),
+        (2, 6, 6, 16, 1.6e6, 1.2e6, (3, 2, False)),  # rows enough to read each weight for
+        (2, 6, 6, 16, 1.6e6, 1.3e6, (6, 2, True)),
+        (2, 15, 15, 24, 4e6, 2e6, (15, 2, True)),  # weights from a cache further away
+        (2, 16, 16, 24, 4e6, 3e6, (8, 2, False)),
+        (2, 31, 31, 64, 24e6, 3.1e6, (31, 2, True)),  # still further
+        (2, 31, 31, 64, 24e6, 2e6, (16, 2, False)),  # those of x need not come at every step
+        (2, 32, 32, 64, 24e6, 12e6, (16, 2, False)),
+        (4, 63, 63, 64, 24e6, 12e6, (63, 4, True)),
+        (8, 65, 65, 64, 24e6, 12e6, (9, 8, False)),  # more than one block
+        (8, 64, 64, 31, 24e6, 12e6, (8, 8, False)),  # too few units
+        (2, 48, 48, 64, 1e6, 0.8e6, (24, 2, False)),
+        (2, 128, 128, 64, 1e6, 0.8e6, (22, 2, False)),  # blocks that stay in a first-level cache
+        (2, 128, 128, 64, 2e6, 0.8e6, (64, 2, False)),  # weights that are in no second-level one
+        (2, 1, 1, 1, 1.6e6, 0.8e6, (1, 1, False)),  # nothing to share
+        (2, 1, 1, 4, 55e3, 49e3, (1, 1, False)),  # nor worth it
+        (2, 1, 1, 4, 70e3, 51e3, (1, 2, True)),
+        (2, 1, 1, 4, 190e3, 12e3, (1, 1, False)),
+        (2, 1, 1, 4, 210e3, 12e3, (1, 2, True)),  # x takes long enough
+        (8, 1, 1, 8, 200e3, 130e3, (1, 5, True)),  # for some of the threads
+        (8, 7, 7, 4, 60e3, 48e3, (1, 7, False)),  # more threads than could share the units
+        (2, 6, 3.03, 13, 520e3, 480e3, (6, 2, True)),  # most rows end early
+        (2, 40, 36, 8, 262e3, 196e3, (20, 2, False)),
+        (2, 40, 35.9, 8, 262e3, 196e3, (10, 2, False)),  # a block of longer, one of shorter rows
+        (2, 15, 8, 8, 262e3, 196e3, (8, 2, False)),  # halves of blocks would be too small
+        (2, 16, 8, 8, 262e3, 196e3, (4, 2, False)),
+        (2, 0, 0, 8, 262e3, 196e3, (1, 1, False)),
     ],
 )
 def test_how_threads_share_a_loop(
     threads: int,
     rows: int,
+    running: float,
     units: int,
-    row_bytes: int,
-    recurrent_bytes: int,
+    row_bytes: float,
+    recurrent_bytes: float,
     way: tuple[int, int, bool],
 ) -> None:
-    assert choice.split(threads, rows, units, row_bytes, recurrent_bytes) == way
+    assert choice.split(threads, rows, running, units, row_bytes, recurrent_bytes) == way
 
 
 def test_nobody_waits_for_threads_that_never_come() -> None:
@@ -286,11 +296,13 @@ def test_a_set_number_of_threads_is_respected() -> None:
 def test_one_thread_where_several_are_slower() -> None:
     """After two calls that took longer than one thread would have, for a while.
 
-    For twice as long after each that follows, and half as long after one that was faster.
+    For twice as long after each that follows, and half as long after one that was faster, but not
+    beyond a limit, unless two calls take longer.
     """
     out = run(
         """
         threads._SHORTEST_PAUSE, threads._LONGEST_PAUSE, threads._TRIAL_CALL = 2, 8, 2
+        threads._LONGEST_PAUSE_TIME = 50.0
         now = [100.0]
         threads.time.perf_counter = lambda: now[0]
         pace = threads.Pace()
@@ -314,12 +326,16 @@ def test_one_thread_where_several_are_slower() -> None:
         pauses(2.5, 144.9)
         now[0] = 145.0
         pauses(2.5, 164.9)
+        threads._LONGEST_PAUSE_TIME, now[0] = 6.0, 165.0
+        pauses(2.5, 170.9)
+        threads._LONGEST_PAUSE_TIME, now[0] = 1.0, 171.0
+        pauses(2.5, 175.9)
         """,
         NUMBA_NUM_THREADS="2",
     )
     trial, *counts = out.splitlines()
     assert trial == "2 1 2 2"
-    assert counts == ["2"] * 7 + ["1", "2"] * 2 + ["2", "2"] * 2 + ["1", "2"] * 3
+    assert counts == ["2"] * 7 + ["1", "2"] * 2 + ["2", "2"] * 2 + ["1", "2"] * 5
 
 
 def test_one_thread_where_others_sleep() -> None:

@@ -19,7 +19,7 @@ from .plan import GROUP, backward_layout, chain, first_of_group, row_sizes, unit
 from .product import product
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
 from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
-from .team import fetch, join, meet
+from .team import block_of, fetch, join, meet, turns
 
 
 def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
@@ -141,8 +141,10 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
         size = row_sizes(num_pre, num_values, 0, H, lanes)
         units = units_of(share.rank, share.members, H, lanes)
         previous = 1 if reverse else -1  # where h before a step lies in y
-        for block in range(share.block, (N + block_rows - 1) // block_rows, share.stride):
-            first = block * block_rows
+        for turn in range(turns(share, (N + block_rows - 1) // block_rows)):
+            first = block_of(share, turn) * block_rows
+            if first >= N:
+                continue
             last = min(first + block_rows, N)
             rows = last - first
             at = backward_layout(worker * worker_size, rows, states, size)

@@ -22,7 +22,7 @@ from .plan import GROUP, chain, first_of_group, forward_layout, row_sizes, units
 from .product import product
 from .rows import load_row, make_state_rows, running, store_row, time_index
 from .simd import inlined, load_group, make_sweeps, store_group
-from .team import fetch, join, meet
+from .team import block_of, fetch, join, meet, turns
 
 
 def _make_projection(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
@@ -166,8 +166,10 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
         size = row_sizes(num_pre, num_values, I, H, lanes)
         units = units_of(share.rank, share.members, H, lanes)
         saved = values_out if keep else work
-        for block in range(share.block, (N + block_rows - 1) // block_rows, share.stride):
-            first = block * block_rows
+        for turn in range(turns(share, (N + block_rows - 1) // block_rows)):
+            first = block_of(share, turn) * block_rows
+            if first >= N:
+                continue
             last = min(first + block_rows, N)
             rows = last - first
             at = forward_layout(worker * worker_size, rows, steps, states, size)

@@ -98,11 +98,13 @@ class Recurrence:
     def _way_for(self, threads: int) -> "_Way":
         units, itemsize = self.size.unit // self.lanes, self.dtype.itemsize
         recurrent_bytes = multiply_adds(self.cell, 0, self.H) * itemsize
-        way = split(threads, self.rows, units, self.row_work * itemsize, recurrent_bytes)
-        row_bytes = way.rows * (self.size.x + self.size.pre) * itemsize
+        running = self.total / max(1, self.steps)
+        row_bytes = self.row_work * itemsize
+        way = split(threads, self.rows, running, units, row_bytes, recurrent_bytes)
+        buffer_bytes = way.rows * (self.size.x + self.size.pre) * itemsize
         input_bytes = len(self.cell.input_gates) * self.H * self.I * itemsize
         block_bytes = max(_TIME_BLOCK_BYTES, input_bytes // _INPUT_WEIGHTS_PER_BLOCK)
-        steps = max(1, min(block_bytes // row_bytes, self.steps))
+        steps = max(1, min(block_bytes // buffer_bytes, self.steps))
         states = len(self.cell.states)
         forward = forward_layout(0, way.rows, steps, states, self.size).end
         backward = max(

@@ -85,8 +85,8 @@ def _yield_core(typing: Any) -> Any:
 class Share(NamedTuple):
     """A thread's part of the work."""
 
-    block: int  # its first block of rows; negative if it came too late
-    stride: int  # from one of its blocks to the next
+    block: int  # its block of the first ones; negative if it came too late
+    stride: int  # blocks that are done at a time, by all workers
     area: int  # whose part of the workspace holds what those who share a block share
     rank: int  # its number among those that share a block
     members: int  # how many share it
@@ -137,6 +137,21 @@ def meet(meeting, members):
     while _atomic_load(meeting, _ARRIVED) < everyone:
         _look_again(looks)
         looks += 1
+
+
+@register_jitable
+def turns(share, blocks):
+    """In how many turns a worker goes through its blocks."""
+    return (blocks + share.stride - 1) // share.stride
+
+
+@register_jitable
+def block_of(share, turn):
+    """A worker's block of rows in one turn; there may be none with that number.
+
+    Blocks go round there and back: the first ones have the longest rows.
+    """
+    return turn * share.stride + (share.stride - 1 - share.block if turn % 2 else share.block)
 
 
 @intrinsic

@@ -17,8 +17,9 @@ _SMALLEST_PARALLEL_WORK = 1_000_000
 # come within `_SOON` after another one, is made on one: that of a stream, say. Both in seconds.
 _SHORT, _SOON = 2e-3, 1e-3
 # Sharing the units of a step costs a wait for the others and their lines of h, 0.1 to 0.3 µs for
-# each product. It pays where a thread's share of the weights, those that use h or all of them, has
-# so many bytes: the weights of one step then leave a first-level cache, or take long to read.
+# each product. It pays where each thread's part of a step is as much work as one row with so many
+# bytes of weights, counting those that use h or all: with two threads, where the weights that use h
+# just leave the first-level cache of one core, or those of x take long to read.
 _SMALLEST_SHARE_OF_RECURRENT, _SMALLEST_SHARE = 25e3, 100e3
 
 # Rows of its own that each thread must have, by the most bytes of weights that use h; with fewer,
@@ -32,6 +33,9 @@ _OWN_ROWS = ((100e3, 1), (250e3, 2), (1.2e6, 3), (3e6, 8), (math.inf, 16))
 # weights as often as threads of their own do, or where threads' shares, which are whole vectors of
 # units, would be fewer vectors than this.
 _MOST_OWN_ROWS, _FEWEST_SHARED_VECTORS = 8, 4
+# Rows come by length, longest first. Where they are not about equal, which so many running rows of
+# all tell, a thread has two blocks, one of longer and one of shorter rows, of at least so many.
+_ABOUT_EQUAL, _FEWEST_ROWS_OF_TWO_BLOCKS = 0.9, 4
 # Most rows that run through a sequence together: few enough that what a step makes of them stays
 # in L1. With 64 rows, 64 or 128 units take 5 to 12 % more time on a Xeon.
 _ROWS_AT_ONCE = 24
@@ -49,6 +53,8 @@ _MORE_ROWS_AT_ONCE = 64
 # many after one that was not. With at most 32 instead of 8, calls that take turns with products
 # take 5 to 8 % less time in the mean.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 2, 32
+# But for at most so many seconds, or `_SHORTEST_PAUSE` calls: all kinds of calls pause together.
+_LONGEST_PAUSE_TIME = 1.0
 # Which of the calls of one kind is made on one thread, to know how long that takes.
 _TRIAL_CALL = 2
 
@@ -105,7 +111,9 @@ class Pace:
             return
         is_slow = seconds > 1.1 * self._alone
         if is_slow and self._was_slow:
-            _paused_until = max(_paused_until, _last_call + self._pause * seconds)
+            longest = max(_LONGEST_PAUSE_TIME, _SHORTEST_PAUSE * seconds)
+            pause = min(self._pause * seconds, longest)
+            _paused_until = max(_paused_until, _last_call + pause)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         elif not is_slow:
             self._pause = max(self._pause // 2, _SHORTEST_PAUSE)
@@ -120,27 +128,36 @@ class Split(NamedTuple):
     shared: bool  # whether the workers share the units of each block, or have blocks of their own
 
 
-def split(threads: int, rows: int, units: int, row_bytes: int, recurrent_bytes: int) -> Split:
+def split(
+    threads: int, rows: int, running: float, units: int, row_bytes: float, recurrent_bytes: float
+) -> Split:
     """Choose for so many threads, rows and vectors of units, by the size of a step's weights.
 
-    `row_bytes` is that of all of them, `recurrent_bytes` of those that use h.
+    `running` is how many rows take a step in the mean, `row_bytes` the size of all weights,
+    `recurrent_bytes` that of those that use h.
 
     Blocks of rows need no waiting, so they come first; they need some rows for each thread. Fewer
     rows share the units, where a step is worth the waiting.
     """
     most = _ROWS_AT_ONCE if row_bytes <= _MANY_WEIGHTS else _MORE_ROWS_AT_ONCE
-    if threads > 1 and rows >= threads * _own_rows(threads, rows, units, recurrent_bytes):
-        return Split(_rows_a_block(-(-rows // threads), most), threads, False)
-    workers = min(threads, units)
     block = _rows_a_block(rows, _MORE_ROWS_AT_ONCE)
-    recurrent_share, share = block * recurrent_bytes / workers, block * row_bytes / workers
-    is_long = recurrent_share >= _SMALLEST_SHARE_OF_RECURRENT or share >= _SMALLEST_SHARE
-    if workers > 1 and is_long:
-        return Split(block, workers, True)
+    work = running * block / max(1, rows)
+    shares = max(
+        work * recurrent_bytes / _SMALLEST_SHARE_OF_RECURRENT, work * row_bytes / _SMALLEST_SHARE
+    )
+    sharers = int(min(threads, units, shares))
+    owners = int(min(threads, running // _own_rows(threads, rows, units, recurrent_bytes)))
+    if owners > 1 and owners >= sharers:
+        blocks = 2 * owners if running < _ABOUT_EQUAL * rows else owners
+        if rows < blocks * _FEWEST_ROWS_OF_TWO_BLOCKS:
+            blocks = owners
+        return Split(_rows_a_block(-(-rows // blocks), most), owners, False)
+    if sharers > 1:
+        return Split(block, sharers, True)
     return Split(_rows_a_block(rows, most), 1, False)
 
 
-def _own_rows(threads: int, rows: int, units: int, recurrent_bytes: int) -> int:
+def _own_rows(threads: int, rows: int, units: int, recurrent_bytes: float) -> int:
     """Rows that each thread must have, to have rows of its own."""
     least = next(least for most_bytes, least in _OWN_ROWS if recurrent_bytes <= most_bytes)
     if rows > _MORE_ROWS_AT_ONCE or units < threads * _FEWEST_SHARED_VECTORS:
