@@ -169,8 +169,8 @@ def pipeline(cell: str, options: argparse.Namespace, threads: int) -> dict[str, 
         Contender.fastest("product", {"numpy": multiply}),
     ]
     beside = [Contender(one.name, one.run) for one in alone]
+    play(alone, options.rounds)
     for _ in range(options.rounds):
-        play(alone, 1)
         wait_until_idle()
         laps = [[seconds_of(one.run) for one in beside] for _ in range(alone[0].calls)]
         for one, own in zip(beside, zip(*laps, strict=True), strict=True):

@@ -17,12 +17,20 @@ from fastgru.kernels.cpu import threads as choice
 
 # Large enough for the parallel kernels, see `fastgru.kernels.cpu.threads`: the first batch is split
 # by rows, the second one by units, as it has few rows, and so is the third, for its many weights.
-# The fourth has rows of all lengths, so that each thread has more than one block of them.
+# The fourth has rows of all lengths, so that threads have two blocks of them, or one at the end.
 PROBLEM = """
 import numpy as np
 import fastgru
-from fastgru.kernels.cpu import threads
+from fastgru.kernels.cpu import recurrence, threads
 
+ways = []
+split = recurrence.split
+
+def remember(*sizes):
+    ways.append(split(*sizes))
+    return ways[-1]
+
+recurrence.split = remember
 # Neither a busy machine nor a trial must keep these calls from their threads.
 threads._SHORTEST_PAUSE = threads._LONGEST_PAUSE = threads._TRIAL_CALL = 0
 rng = np.random.default_rng(0)
@@ -32,8 +40,8 @@ def draw(N, T, I, H):
     x, dy = (rng.standard_normal((N, T, size)).astype("float32") for size in (I, H))
     return params, x, dy
 
-problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100), draw(30, 6, 40, 512), draw(45, 44, 32, 64)]
-lengths = [None, None, None, np.arange(45)]
+problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100), draw(30, 6, 40, 512), draw(25, 48, 32, 64)]
+lengths = [None, None, None, 2 * np.arange(25)]
 params, x, dy = problems[0]
 
 def everything():
@@ -79,16 +87,13 @@ def test_same_bits_for_any_number_of_threads() -> None:
                 results[count] = everything()
                 assert numba.get_num_threads() == count
         assert len(results) == 3 and len(set(results.values())) == 1
-        for params, x, _ in problems:
-            (call,) = fastgru.pack(params).architecture.calls.values()
-            way = call.recurrences[0]._ways[3]
-            rows = way.backward_sizes[1]
-            print(way.workers, way.shared, rows)
+        for way in ways[-len(problems):]:
+            print(*way)
         """,
         NUMBA_NUM_THREADS="3",
     )
-    # Threads with rows of their own; sharing units; with two blocks of rows each.
-    assert out.splitlines() == ["3 False 8", "3 True 2", "3 True 30", "3 False 8"]
+    # Threads with rows of their own; sharing units; with two blocks of rows, and one with one.
+    assert out.splitlines() == ["8 3 False", "2 3 True", "30 3 True", "5 3 False"]
 
 
 def test_threads_share_units_of_every_cell() -> None:
@@ -163,6 +168,9 @@ def test_threads_share_units_of_every_cell() -> None:
         (2, 40, 35.9, 8, 262e3, 196e3, (10, 2, False)),  # a block of longer, one of shorter rows
         (2, 15, 8, 8, 262e3, 196e3, (8, 2, False)),  # halves of blocks would be too small
         (2, 16, 8, 8, 262e3, 196e3, (4, 2, False)),
+        (2, 60, 48, 64, 24e6, 12e6, (30, 2, False)),  # halves would read far weights too often
+        (8, 8, 7.9, 8, 60e3, 48e3, (1, 8, False)),  # as good as equal
+        (7, 8, 8, 8, 60e3, 48e3, (2, 4, False)),  # no worker without a block
         (2, 0, 0, 8, 262e3, 196e3, (1, 1, False)),
     ],
 )
@@ -176,6 +184,21 @@ def test_how_threads_share_a_loop(
     way: tuple[int, int, bool],
 ) -> None:
     assert choice.split(threads, rows, running, units, row_bytes, recurrent_bytes) == way
+
+
+def test_padding_does_not_change_how_threads_share() -> None:
+    """Steps after the longest row's last one."""
+    out = run(
+        """
+        for T in (50, 500):
+            params, x, _ = draw(4, T, 32, 64)
+            fastgru.forward(x, params, lengths=[50, 49, 50, 50])
+        for way in ways:
+            print(*way)
+        """,
+        NUMBA_NUM_THREADS="2",
+    )
+    assert out.splitlines() == ["2 2 False"] * 2
 
 
 def test_nobody_waits_for_threads_that_never_come() -> None:

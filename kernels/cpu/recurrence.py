@@ -98,7 +98,8 @@ class Recurrence:
     def _way_for(self, threads: int) -> "_Way":
         units, itemsize = self.size.unit // self.lanes, self.dtype.itemsize
         recurrent_bytes = multiply_adds(self.cell, 0, self.H) * itemsize
-        running = self.total / max(1, self.steps)
+        # Steps of padding after the longest row do not count.
+        running = self.total / max(1, *self.ragged.lengths[:1])
         row_bytes = self.row_work * itemsize
         way = split(threads, self.rows, running, units, row_bytes, recurrent_bytes)
         buffer_bytes = way.rows * (self.size.x + self.size.pre) * itemsize

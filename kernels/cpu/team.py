@@ -85,8 +85,8 @@ def _yield_core(typing: Any) -> Any:
 class Share(NamedTuple):
     """A thread's part of the work."""
 
-    block: int  # its block of the first ones; negative if it came too late
-    stride: int  # blocks that are done at a time, by all workers
+    block: int  # its block of rows in the first turn; negative if it came too late
+    stride: int  # blocks a turn, one for each worker, or one for all
     area: int  # whose part of the workspace holds what those who share a block share
     rank: int  # its number among those that share a block
     members: int  # how many share it

@@ -34,8 +34,9 @@ _OWN_ROWS = ((100e3, 1), (250e3, 2), (1.2e6, 3), (3e6, 8), (math.inf, 16))
 # units, would be fewer vectors than this.
 _MOST_OWN_ROWS, _FEWEST_SHARED_VECTORS = 8, 4
 # Rows come by length, longest first. Where they are not about equal, which so many running rows of
-# all tell, a thread has two blocks, one of longer and one of shorter rows, of at least so many.
-_ABOUT_EQUAL, _FEWEST_ROWS_OF_TWO_BLOCKS = 0.9, 4
+# all tell, each thread's share of them is cut in two, one half of longer and one of shorter rows,
+# if about so many are in each.
+_ABOUT_EQUAL, _FEWEST_ROWS_OF_HALF_A_SHARE = 0.9, 4
 # Most rows that run through a sequence together: few enough that what a step makes of them stays
 # in L1. With 64 rows, 64 or 128 units take 5 to 12 % more time on a Xeon.
 _ROWS_AT_ONCE = 24
@@ -53,7 +54,8 @@ _MORE_ROWS_AT_ONCE = 64
 # many after one that was not. With at most 32 instead of 8, calls that take turns with products
 # take 5 to 8 % less time in the mean.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 2, 32
-# But for at most so many seconds, or `_SHORTEST_PAUSE` calls: all kinds of calls pause together.
+# But for at most so many seconds, or `_SHORTEST_PAUSE` calls if that is longer, for all kinds of
+# calls pause together.
 _LONGEST_PAUSE_TIME = 1.0
 # Which of the calls of one kind is made on one thread, to know how long that takes.
 _TRIAL_CALL = 2
@@ -141,17 +143,20 @@ def split(
     """
     most = _ROWS_AT_ONCE if row_bytes <= _MANY_WEIGHTS else _MORE_ROWS_AT_ONCE
     block = _rows_a_block(rows, _MORE_ROWS_AT_ONCE)
+    is_ragged = running < _ABOUT_EQUAL * rows
+    running = running if is_ragged else rows
     work = running * block / max(1, rows)
     shares = max(
         work * recurrent_bytes / _SMALLEST_SHARE_OF_RECURRENT, work * row_bytes / _SMALLEST_SHARE
     )
     sharers = int(min(threads, units, shares))
-    owners = int(min(threads, running // _own_rows(threads, rows, units, recurrent_bytes)))
+    own = _own_rows(threads, rows, units, recurrent_bytes)
+    owners = int(min(threads, running // own))
     if owners > 1 and owners >= sharers:
-        blocks = 2 * owners if running < _ABOUT_EQUAL * rows else owners
-        if rows < blocks * _FEWEST_ROWS_OF_TWO_BLOCKS:
-            blocks = owners
-        return Split(_rows_a_block(-(-rows // blocks), most), owners, False)
+        half = rows / (2 * owners)
+        is_cut = is_ragged and half >= max(own, _FEWEST_ROWS_OF_HALF_A_SHARE)
+        own_block = _rows_a_block(math.ceil(half if is_cut else rows / owners), most)
+        return Split(own_block, min(owners, -(-rows // own_block)), False)
     if sharers > 1:
         return Split(block, sharers, True)
     return Split(_rows_a_block(rows, most), 1, False)
