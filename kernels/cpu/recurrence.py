@@ -99,7 +99,7 @@ class Recurrence:
         units, itemsize = self.size.unit // self.lanes, self.dtype.itemsize
         recurrent_bytes = multiply_adds(self.cell, 0, self.H) * itemsize
         # Steps of padding after the longest row do not count.
-        running = self.total / max(1, *self.ragged.lengths[:1])
+        running = self.total / max([1, *self.ragged.lengths[:1]])
         row_bytes = self.row_work * itemsize
         way = split(threads, self.rows, running, units, row_bytes, recurrent_bytes)
         buffer_bytes = way.rows * (self.size.x + self.size.pre) * itemsize
