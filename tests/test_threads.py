@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fastgru.kernels.cpu import team
 from fastgru.kernels.cpu import threads as choice
 
 # Large enough for the parallel kernels, see `fastgru.kernels.cpu.threads`: the first batch is split
@@ -184,6 +185,13 @@ def test_how_threads_share_a_loop(
     way: tuple[int, int, bool],
 ) -> None:
     assert choice.split(threads, rows, running, units, row_bytes, recurrent_bytes) == way
+
+
+def test_blocks_of_rows_go_round_there_and_back() -> None:
+    """The longest rows come first: with a second block each, workers have about the same."""
+    shares = [team.Share(worker, 3, worker, 0, 1) for worker in range(3)]
+    blocks = [[team.block_of(s, turn) for turn in range(team.turns(s, 6))] for s in shares]
+    assert blocks == [[0, 5], [1, 4], [2, 3]]
 
 
 def test_padding_does_not_change_how_threads_share() -> None:
