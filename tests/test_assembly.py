@@ -43,7 +43,8 @@ TARGETS = {
 PRODUCTS = [f"product {gates} {dtype}" for gates in (1, 2, 3, 4) for dtype in ("f4", "f8")]
 KERNELS = [
     *(f"{loop} {cell}" for cell in ("gru", "lstm") for loop in ("forward", "backward")),
-    *("gradient of x", "weights of x", "weights of h"),
+    "gradient of x",
+    *(f"weights of {operand}, vectors {vectors}" for operand in "xh" for vectors in (3, 4)),
     *("backward pass, states 1", "backward pass, states 2", "packing"),
 ]
 
@@ -55,7 +56,7 @@ import numba, numpy as np
 from numba import types
 from fastgru.kernels.cells import CELLS, HIDDEN
 from fastgru.kernels.cpu import build
-from fastgru.kernels.cpu.gradients import GROUP_VECTORS
+from fastgru.kernels.cpu.gradients import group_vectors
 from fastgru.kernels.plan import phase_plans
 from fastgru.kernels.cpu.product import product, tile_shapes
 
@@ -71,14 +72,15 @@ def tiles(gates):
 def compile_product(gates, dtype):
     def alone(
         C, c, c_row, c_gate, S, s, s_row, s_gate, A, a, a_row, a_block, a_k, B, b, b_panel,
-        b_after, blocks, K, rows, panels,
+        b_after, N, n, n_tile, n_round, blocks, K, rows, panels,
     ):
         product(
             C, c, c_row, c_gate, S, s, s_row, s_gate, A, a, a_row, a_block, a_k, B, b, b_panel,
-            b_after, blocks, K, rows, panels, gates,
+            b_after, (N, n, n_tile, n_round), blocks, K, rows, panels, gates,
         )
     flat, index = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C"), types.intp
-    kinds = (flat, *[index] * 3, flat, *[index] * 3, flat, *[index] * 4, flat, *[index] * 7)
+    kinds = (flat, *[index] * 3, flat, *[index] * 3, flat, *[index] * 4, flat, *[index] * 3)
+    kinds += (flat, *[index] * 7)
     dispatcher = numba.njit(nogil=True)(alone)
     dispatcher.compile(types.void(*kinds))
     add(f"product {gates} {dtype}", dispatcher, tiles(gates))
@@ -94,10 +96,11 @@ for name in ("gru", "lstm"):
     add(f"forward {name}", kernel.dispatcher, [tile for gates in parts for tile in tiles(gates)])
     add(f"backward {name}", build.backward_kernel(cell, single).dispatcher, tiles(1))
 add("gradient of x", build.input_gradient_kernel(single).dispatcher, tiles(1))
-one_panel = [(rows, GROUP_VECTORS) for rows, _ in tile_shapes(GROUP_VECTORS)]
 for name, operand in (("x", None), ("h", HIDDEN)):
-    kernel = build.weight_gradient_kernel(operand, 0, single)
-    add(f"weights of {name}", kernel.dispatcher, one_panel)
+    for vectors in sorted(set(map(group_vectors, range(1, 5)))):
+        kernel = build.weight_gradient_kernel(operand, 0, vectors, single)
+        one_panel = [(rows, vectors) for rows, _ in tile_shapes(vectors)]
+        add(f"weights of {name}, vectors {vectors}", kernel.dispatcher, one_panel)
 for states in (1, 2):
     kernel = build.backpropagation_kernel(states, single, False)
     add(f"backward pass, states {states}", kernel.dispatcher, [])

@@ -21,7 +21,7 @@ def compiled(gates: int) -> Any:
     def add(out, C, c_row, c_gate, A, B, b_panel, rows, panels):  # type: ignore[no-untyped-def]
         product(
             out, 0, c_row, c_gate, C, 0, c_row, c_gate, A, 0, BLOCKS * K, K, 1,
-            B, 0, b_panel, 0, BLOCKS, K, rows, panels, gates,
+            B, 0, b_panel, 0, (), BLOCKS, K, rows, panels, gates,
         )  # fmt: skip
 
     def multiply(C: Any, A: Any, B: Any) -> Any:

@@ -16,7 +16,7 @@ from numba.extending import register_jitable
 from ..cells import Cell
 from ..plan import phase_plans
 from .plan import GROUP, backward_layout, chain, first_of_group, row_sizes, units_of
-from .product import product
+from .product import make_share_out, product
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
 from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
 from .team import block_of, fetch, join, meet, turns
@@ -32,6 +32,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     equations = register_jitable(cell.phases[number].backward)
     operand_gradient = register_jitable(cell.phases[number].operand.gradient)
     fill_zero, _ = make_sweeps(lanes)
+    share_out = make_share_out(1)
 
     if number + 1 < len(cell.phases):
 
@@ -46,10 +47,11 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     value_gradients = register_jitable(gradients_so_far)
 
     def phase(
-        work, at, size, units, meeting, members, saved, value, d, d_row, weights, running_rows,
-        rows, step, H,
+        work, at, size, units, meeting, members, saved, value, next_value, seen_soon, d, d_row,
+        weights, running_rows, rows, step, H,
     ):  # fmt: skip
-        # work, saved, d, weights: flat; value, d_row: index of the first row's values, gradients
+        # work, saved, d, weights: flat; value, d_row: index of the first row's values, gradients;
+        # next_value: of the values that the next step taken starts with, so many of them
         for row in range(running_rows):
             for unit in range(units.first, units.last, lanes):
                 at_h = row * size.h + unit
@@ -75,6 +77,8 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
             fill_zero(work, sums + row * size.h, units.vectors * lanes)
         panel = gates * H * lanes
         first_weight = size.unit * recurrents_before * H + units.first * gates * H
+        weight_bytes = units.vectors * panel * work.itemsize
+        ask = share_out(seen_soon, running_rows, units.vectors, gates * H, weight_bytes)
         for group in range((units.vectors + GROUP - 1) // GROUP):
             vector = first_of_group(group, units.vectors, step)
             next_vector = first_of_group(group + 1, units.vectors, step)
@@ -84,7 +88,8 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
                 work, at_vector, size.h, 0,
                 d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
                 weights, first_weight + vector * panel, panel,
-                first_weight + next_vector * panel, gates, H,
+                first_weight + next_vector * panel,
+                (saved, next_value + group * ask.size, ask.n_tile, ask.n_round), gates, H,
                 running_rows, min(GROUP, units.vectors - vector), 1,
             )  # fmt: skip
         for row in range(running_rows):
@@ -169,10 +174,14 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
                         work, at.h + h, units.real,
                     )  # fmt: skip
                 packed = offset[step] + first
+                next_value, seen_soon = 0, 0
+                if step > first_step:
+                    next_value = (offset[step - 1] + first) * size.value
+                    seen_soon = running_rows * size.value
                 step_phases(
                     work, at, size, units, meeting, share.members, saved, packed * size.value,
-                    d_out, (packed - offset[first_step]) * size.pre, weights, running_rows, rows,
-                    step, H,
+                    next_value, seen_soon, d_out, (packed - offset[first_step]) * size.pre, weights,
+                    running_rows, rows, step, H,
                 )  # fmt: skip
 
             store_state(dstate_out, layer, order, first, rows, units, work, at.dstate, size)

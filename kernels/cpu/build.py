@@ -204,12 +204,12 @@ def input_gradient_kernel(dtype: np.dtype[Any]) -> Kernel:
 
 @functools.cache
 def weight_gradient_kernel(
-    operand: Operand | None, first_value: int, dtype: np.dtype[Any]
+    operand: Operand | None, first_value: int, vectors: int, dtype: np.dtype[Any]
 ) -> Kernel:
     """`gradients.make_weight_gradient`, compiled."""
-    function = gradients.make_weight_gradient(operand, first_value, lanes(dtype))
+    function = gradients.make_weight_gradient(operand, first_value, vectors, lanes(dtype))
     functions = _operand_functions(operand)
-    key = f"{' '.join(f.__qualname__ for f in functions)} {first_value}"
+    key = f"{' '.join(f.__qualname__ for f in functions)} {first_value} {vectors}"
     return Kernel(_compile(function, dtype, 1, key, functions))
 
 

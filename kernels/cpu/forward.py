@@ -19,7 +19,7 @@ from ..cells import Cell
 from ..plan import phase_plans
 from .launch import call_at
 from .plan import GROUP, chain, first_of_group, forward_layout, row_sizes, units_of
-from .product import product
+from .product import make_share_out, product
 from .rows import load_row, make_state_rows, running, store_row, time_index
 from .simd import inlined, load_group, make_sweeps, store_group
 from .team import block_of, fetch, join, meet, turns
@@ -40,7 +40,7 @@ def _make_projection(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
             work, at.pre + first * size.unit + units.first, size.pre, size.unit,
             weights, first * size.unit + units.first, 0, size.unit,
             work, at.x, size.x, 0, 1,
-            weights, first_weight, I * gates * lanes, first_weight, 1, I,
+            weights, first_weight, I * gates * lanes, first_weight, (), 1, I,
             rows, units.vectors, gates,
         )  # fmt: skip
         for block in range(first + gates, last):
@@ -83,12 +83,14 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     recurrents_before = part.recurrents_before
     equations = register_jitable(cell.phases[number].forward)
     next_operand = register_jitable(_make_next_operand(cell, number))
+    share_out = make_share_out(gates)
 
     def phase(
-        work, at, operands, size, weights, units, meeting, members, saved, value, pre,
+        work, at, operands, size, weights, units, meeting, members, saved, saves, value, pre,
         running_rows, rows, step, I, H,
     ):  # fmt: skip
-        # work, weights, saved: flat; operands, value, pre: index of the first row's in them
+        # work, weights, saved: flat; operands, value, pre: index of the first row's in them; saves:
+        # elements of `saved` that are kept
         turn = (step * phases + number) % 2
         operand = operands + turn * rows * size.h
         following = operands + (1 - turn) * rows * size.h
@@ -98,6 +100,9 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
             for row in range(running_rows):
                 fetch(work, operand + row * size.h, H)
         panel, first_weight = H * gates * lanes, start + units.first * H * gates
+        # The values saved are written to lines that are in no cache.
+        weight_bytes = units.vectors * panel * work.itemsize
+        ask = share_out(saves, running_rows, units.vectors, H, weight_bytes)
         for group in range((units.vectors + GROUP - 1) // GROUP):
             vector = first_of_group(group, units.vectors, step)
             next_vector = first_of_group(group + 1, units.vectors, step)
@@ -107,7 +112,8 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
                 work, at_vector, size.pre, size.unit,
                 work, operand, size.h, 0, 1,
                 weights, first_weight + vector * panel, panel,
-                first_weight + next_vector * panel, 1, H,
+                first_weight + next_vector * panel,
+                (saved, value + group * ask.size, ask.n_tile, ask.n_round), 1, H,
                 running_rows, min(GROUP, units.vectors - vector), gates,
             )  # fmt: skip
         for row in range(running_rows):
@@ -199,9 +205,10 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
                 for step in range(step0, step1):
                     running_rows = running(offset, step, first, last)
                     value = (offset[step] + first) * size.value if keep else at.values
+                    saves = running_rows * size.value if keep else 0
                     step_phases(
                         work, at, operand, size, weights, units, meeting, share.members, saved,
-                        value, pre, running_rows, rows, step, I, H,
+                        saves, value, pre, running_rows, rows, step, I, H,
                     )  # fmt: skip
                     for row in range(running_rows):
                         t = time_index(step, lengths[first + row], reverse)

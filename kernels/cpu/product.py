@@ -12,13 +12,13 @@ whatever the tile, so no result depends on how rows are grouped. It starts at 0,
 the end: sums of sums round less, and a short sum does not wait for S.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from .plan import GROUP
 from .simd import element_pointer, literal, register_count, vec_of
@@ -64,6 +64,41 @@ def pair_heights(gates: int) -> tuple[int, ...]:
     return (half + 1,) if full_rows % 2 else (half + 1, half)
 
 
+# Bytes of weights that stay in a second-level cache while a step's rows pass. If they are fewer, it
+# is better to ask for something else than for weights.
+_FEW_WEIGHTS = 1024 * 1024
+
+
+class Ask(NamedTuple):
+    """What the products of a step ask for, all together, beside their sums: see `product`."""
+
+    size: int  # elements of each product; 0 to ask for weights instead
+    n_tile: int
+    n_round: int
+
+
+def make_share_out(gates: int) -> Callable[..., Ask]:
+    """Build ``share_out(size, rows, vectors, rounds, weight_bytes)``.
+
+    By what it gives, the full tiles of a step, of so many rounds each, ask for `size` elements, an
+    equal share each, unless there are so many weights that these should be asked for.
+    """
+    # Without gates nothing is multiplied, and what this gives has no effect.
+    (full_rows, (full_panels, *_)), *_ = tile_shapes(max(1, gates))
+
+    @register_jitable
+    def share_out(size, rows, vectors, rounds, weight_bytes):
+        if size == 0 or weight_bytes > _FEW_WEIGHTS:
+            return Ask(0, 0, 0)
+        products = (vectors + GROUP - 1) // GROUP
+        of_each = size // products
+        tiles = rows // full_rows * ((min(vectors, GROUP) + full_panels - 1) // full_panels)
+        n_round = of_each // max(1, tiles * rounds) + 1
+        return Ask(of_each, n_round * rounds, n_round)
+
+    return share_out
+
+
 @intrinsic(prefer_literal=True)
 def product(
     typing: Any,
@@ -84,6 +119,7 @@ def product(
     b: Any,  # index of the first
     b_panel: Any,  # distance between panels; blocks, k and gates are contiguous
     b_after: Any,  # index of panels that may be read after these
+    soon: Any,  # (), or (N, n, n_tile, n_round) with N flat, to ask for N while tiles are full
     blocks: Any,  # at least 1
     K: Any,  # length of a block, at least 1
     rows: Any,
@@ -93,6 +129,10 @@ def product(
     """``C[row, panel, gate] = S[row, panel, gate] + sum A[row, block, k] B[panel, block, k, gate]``
 
     For any size; without gates there is nothing to do.
+
+    Full tiles ask for the weights that come next or, where `soon` has an `n_round` above 0, for
+    what else is needed soon: the i-th one, in round j, for the line of
+    ``N[n + i * n_tile + j * n_round]``.
     """
     index = types.intp
     sig = types.void(
@@ -100,7 +140,7 @@ def product(
         *(S, index, index, index),
         *(A, index, index, index, index),
         *(B, index, index, index),
-        *(index, index, index, index, gates),
+        *(soon, index, index, index, index, gates),
     )
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -109,16 +149,19 @@ def product(
         c_row, c_gate = args[2:4]
         s_row, s_gate = args[6:8]
         a_row, a_block, a_k = args[10:13]
-        b_panel, after, blocks, K, all_rows, all_panels = args[15:21]
+        b_panel, after = args[15:17]
+        blocks, K, all_rows, all_panels = args[18:22]
         vec, integer = vec_of(C), K.type
         first_c, first_s, first_a, first_b = (
             element_pointer(context, builder, sig.args[n], args[n], args[n + 1])
             for n in (0, 4, 8, 13)
         )
+
         first_after = element_pointer(context, builder, sig.args[13], args[13], after)
         row = cgutils.alloca_once(builder, integer)
         panel = cgutils.alloca_once(builder, integer)
-        asked = cgutils.alloca_once(builder, integer)  # tiles that have asked for next weights
+        asked = cgutils.alloca_once(builder, integer)  # tiles that have asked, of these panels
+        asked_in_all = cgutils.alloca_once_value(builder, integer(0))
 
         (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
         heights = pair_heights(literal(gates))
@@ -154,6 +197,23 @@ def product(
             start = builder.bitcast(start, cgutils.int8_t.as_pointer())
             return Ahead(builder.gep(start, [before]), advance)
 
+        def needed_soon(next_panel: Any) -> Ahead:
+            """What a tile asks for."""
+            weights = weights_ahead(next_panel)
+            if not len(soon):
+                return weights
+            array, n, n_tile, n_round = cgutils.unpack_tuple(builder, args[17], len(soon))
+            number = builder.load(asked_in_all)
+            builder.store(builder.add(number, integer(1)), asked_in_all)
+            first = builder.add(n, builder.mul(number, n_tile))
+            start = element_pointer(context, builder, soon[0], array, first)
+            advance = builder.mul(n_round, integer(soon[0].dtype.bitwidth // 8))
+            wanted = builder.icmp_signed(">", n_round, integer(0))
+            return Ahead(
+                builder.select(wanted, builder.bitcast(start, weights.start.type), weights.start),
+                builder.select(wanted, advance, weights.advance),
+            )
+
         def tile(tile_rows: int, tile_panels: int, asks: bool) -> None:
             at_row, at_panel = builder.load(row), builder.load(panel)
             to_panel = builder.mul(at_panel, integer(vec.lanes))
@@ -167,9 +227,7 @@ def product(
                 builder.gep(first_b, [builder.mul(at_panel, b_panel)]),
                 *(b_panel, blocks, K),
             )
-            ahead = None
-            if asks:
-                ahead = weights_ahead(builder.add(at_panel, integer(tile_panels)))
+            ahead = needed_soon(builder.add(at_panel, integer(tile_panels))) if asks else None
             emit_tile(builder, vec, operands, ahead, tile_rows, tile_panels, literal(gates))
 
         @contextmanager

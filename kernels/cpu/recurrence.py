@@ -14,6 +14,7 @@ from ..ragged import RaggedRows
 from . import build
 from .backpropagation import InputProduct, WeightProduct
 from .gradients import (
+    group_vectors,
     input_gradient_worker_size,
     weight_gradient_sums,
     weight_gradient_worker_size,
@@ -41,6 +42,9 @@ _INPUT_WEIGHTS_PER_BLOCK = 8
 # large weights is a lot: so there is a least number of rows too.
 _GRADIENT_BLOCK_BYTES = 2 * 1024 * 1024
 _GRADIENT_BLOCK_ROWS = 512
+# And, of many rows, a few steps: each block loads and stores what backward knows of every row, and
+# cannot ask for the values of the step before its first one.
+_GRADIENT_BLOCK_STEPS, _LARGEST_GRADIENT_BLOCK_BYTES = 3, 4 * 1024 * 1024
 # Reading the weights of a step takes as long as multiplying them with so many rows. Each thread's
 # share stays in its own cache: a step of an LSTM of 256 units, 2 MB, takes 25 to 40 µs with two
 # threads and 57 to 75 with one.
@@ -127,7 +131,8 @@ class Recurrence:
         """Where the blocks of steps that backward takes end, the last ones first, and 0."""
         offset = self.ragged.offset
         row_bytes = self.size.pre * self.dtype.itemsize
-        most = max(_GRADIENT_BLOCK_BYTES // row_bytes, _GRADIENT_BLOCK_ROWS)
+        steps = min(_GRADIENT_BLOCK_STEPS * self.rows, _LARGEST_GRADIENT_BLOCK_BYTES // row_bytes)
+        most = max(_GRADIENT_BLOCK_BYTES // row_bytes, _GRADIENT_BLOCK_ROWS, steps)
         ends = [self.steps]
         while ends[-1] > 0:
             first = int(np.searchsorted(offset, offset[ends[-1]] - most))
@@ -295,7 +300,10 @@ class Recurrence:
                 ("recurrent", self.H, plan.first_recurrent, plan.recurrents, operand),
             ):
                 if blocks:
-                    kernel = build.weight_gradient_kernel(made_by, plan.first_value, self.dtype)
+                    vectors = group_vectors(blocks)
+                    kernel = build.weight_gradient_kernel(
+                        made_by, plan.first_value, vectors, self.dtype
+                    )
                     groups, sums_size = weight_gradient_sums(blocks, unit, columns, self.lanes)
                     place = kind == "recurrent", first * unit, sum(map(len, gates)), blocks
                     products.append(WeightProduct(self._address(kernel), *place, groups, sums_size))
