@@ -27,7 +27,8 @@ _SMALLEST_SHARE_OF_RECURRENT, _SMALLEST_SHARE = 25e3, 100e3
 # weights, and the longer a step is, the less the waiting matters: hence the first three lines.
 # Weights beyond a second-level cache would be read by each thread for its own rows: the last two.
 # Measured with two threads of a Xeon (2 MiB a core), GRU and LSTM, 2 to 32 rows of 16 to 1024
-# units: near a limit the two ways differ by up to 5 %, far from one by up to 60 %.
+# units: near a limit the two ways differ by up to 5 %, far from one by up to 60 %. On an EPYC (Zen
+# 4, 1 MiB), three rows would do whatever the size, which gains 3 to 6 % there.
 _OWN_ROWS = ((100e3, 1), (250e3, 2), (1.2e6, 3), (3e6, 8), (math.inf, 16))
 # Not more than this many where there are several blocks, one after another, which would read the
 # weights as often as threads of their own do, or where threads' shares, which are whole vectors of
@@ -38,8 +39,9 @@ _MOST_OWN_ROWS, _FEWEST_SHARED_VECTORS = 8, 4
 # if about so many are in each.
 _ABOUT_EQUAL, _FEWEST_ROWS_OF_HALF_A_SHARE = 0.9, 4
 # Most rows that run through a sequence together: few enough that what a step makes of them stays
-# in L1. With 64 rows, 64 or 128 units take 5 to 12 % more time on a Xeon.
-_ROWS_AT_ONCE = 24
+# in L1. With 64 rows, 64 or 128 units take 5 to 12 % more time on a Xeon; with 24, 64 units take 2
+# to 6 % more on an EPYC, whose L1 has 32 KiB.
+_ROWS_AT_ONCE = 16
 # Where a step has more bytes of weights than this, they hardly fit a second-level cache, and more
 # rows share each reading of them; likewise where each thread makes only some of a step's units.
 _MANY_WEIGHTS = 1024 * 1024
