@@ -87,7 +87,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
                 work, at_vector, size.h, 0,
                 work, at_vector, size.h, 0,
                 d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
-                weights, first_weight + vector * panel, panel,
+                weights, first_weight + vector * panel, panel, lanes,
                 first_weight + next_vector * panel,
                 (saved, next_value + group * ask.size, ask.n_tile, ask.n_round), gates, H,
                 running_rows, min(GROUP, units.vectors - vector), 1,

@@ -40,7 +40,7 @@ def _make_projection(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
             work, at.pre + first * size.unit + units.first, size.pre, size.unit,
             weights, first * size.unit + units.first, 0, size.unit,
             work, at.x, size.x, 0, 1,
-            weights, first_weight, I * gates * lanes, first_weight, (), 1, I,
+            weights, first_weight, I * gates * lanes, gates * lanes, first_weight, (), 1, I,
             rows, units.vectors, gates,
         )  # fmt: skip
         for block in range(first + gates, last):
@@ -111,7 +111,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
                 work, at_vector, size.pre, size.unit,
                 work, at_vector, size.pre, size.unit,
                 work, operand, size.h, 0, 1,
-                weights, first_weight + vector * panel, panel,
+                weights, first_weight + vector * panel, panel, lanes * gates,
                 first_weight + next_vector * panel,
                 (saved, value + group * ask.size, ask.n_tile, ask.n_round), 1, H,
                 running_rows, min(GROUP, units.vectors - vector), gates,

@@ -14,7 +14,7 @@ from ..cells import Operand
 from .plan import padded
 from .product import product
 from .rows import accumulate_row, fetch_ahead, load_row, previous_h, step_of, time_index
-from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
+from .simd import inlined, load_group, make_sweeps, store_group
 from .squares import store_square, transposed
 
 # Most units whose sums a weight-gradient tile holds, in vectors; see `group_vectors`.
@@ -103,7 +103,7 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
                 work, sums, row_size, 0,
                 work, sums, row_size, 0,
                 d, (packed - begin) * d_row + first, d_row, unit, 1,
-                weights, weights_start, blocks * H * lanes, weights_start, (), blocks, H,
+                weights, weights_start, blocks * H * lanes, lanes, weights_start, (), blocks, H,
                 rows, panels, 1,
             )  # fmt: skip
             step = step_of(offset, packed)
@@ -151,30 +151,14 @@ def make_weight_gradient(
     """Build the gradient of one phase's input weights (no operand) or recurrent weights.
 
     Packed rows are summed in blocks, then the blocks: one sum over all rows rounded 10 to 20 times
-    worse at 24 576 rows. Bias gradients, the sums of `d` itself, are made while `d` is packed.
+    worse at 24 576 rows. Bias gradients are those of one more column, which is 1 in each row.
     """
     load = inlined(
         _load_input if operand is None else _make_load_operand(operand, first_value, lanes)
     )
     of_x = operand is None
     width = vectors * lanes
-    fill_zero, copy = make_sweeps(lanes)
-
-    @inlined
-    def pack_d(d, at, d_row, filled, rows, work, packed_d):
-        # d flat, `filled` elements of each row from `at`; work: (rows, width) from `packed_d`
-        total = zero_group(work, vectors)
-        for row in range(rows):
-            of_row, to = at + row * d_row, packed_d + row * width
-            if filled == width:
-                group = load_group(d, of_row, lanes, vectors)
-                store_group(work, to, lanes, group)
-            else:
-                copy(work, to, d, of_row, filled)
-                fill_zero(work, to + filled, width - filled)
-                group = load_group(work, to, lanes, vectors)
-            total = add_group(total, group)
-        return total
+    fill_zero, _ = make_sweeps(lanes)
 
     @register_jitable
     def write(sums, start, group, gate_rows, unit, H, dweight_out, dbias_out):
@@ -228,11 +212,12 @@ def make_weight_gradient(
         group_size = padded(K + 1, lanes) * width
         strips = _strips_of(K, lanes)
         columns = worker * worker_size  # (strips.total, _ROWS_AT_ONCE, strips.row)
-        packed_d = columns + strips.total * strips.size  # (block rows, width)
-        zeros = packed_d + _BLOCK_ROWS * width  # (width,)
+        zeros = columns + strips.total * strips.size  # (width,)
         fill_zero(work, zeros, width)
         previous = 1 if reverse else -1
         shift = 0 if of_x else previous
+        has_bias = len(dbias_out) > 0
+        ones = columns + (strips.total - 1) * (strips.size - strips.columns) + K  # after the last
         # Sums that nobody adds to later take turns in one place, which stays in cache.
         alone = is_first and is_last and end - begin <= _ROWS_AT_ONCE and strips.total == 1
         for start in range(begin, end, _ROWS_AT_ONCE):
@@ -252,11 +237,13 @@ def make_weight_gradient(
                         order[row], t, step, reverse, saved, (start + i) * value_row, unit,
                         column, min(strips.columns, K - column),
                     )  # fmt: skip
+                work[ones + i * strips.row] = 1
             for number in range(strips.total):
                 column = number * strips.columns
                 of_strip = columns + number * strips.size
+                is_last_strip = number == strips.total - 1
+                count = min(strips.columns, K - column) + (1 if is_last_strip and has_bias else 0)
                 for group in range(worker, groups, workers):
-                    filled = min(width, length - group * width)
                     so_far = sums_start + (worker if alone else group) * group_size
                     for block in range(0, rows, _BLOCK_ROWS):
                         block_rows = min(_BLOCK_ROWS, rows - block)
@@ -264,18 +251,14 @@ def make_weight_gradient(
                         if is_first and start + block == begin:
                             before, at, stride = work, zeros, 0
                         of_row = (start - begin + block) * d_row + first + group * width
-                        total = pack_d(d, of_row, d_row, filled, block_rows, work, packed_d)
-                        if column == 0:
-                            bias = load_group(before, at + K * stride, lanes, vectors)
-                            store_group(sums, so_far + K * width, lanes, add_group(bias, total))
                         product(
                             sums, so_far + column * width, width, lanes,
                             before, at + column * stride, stride, lanes,
                             work, of_strip + block * strips.row, 1, 0, strips.row,
-                            work, packed_d, 0, packed_d, (), 1, block_rows,
-                            min(strips.columns, K - column), 1, vectors,
+                            d, of_row, 0, d_row, of_row, (), 1, block_rows,
+                            count, 1, vectors,
                         )  # fmt: skip
-                    if is_last and start + rows == end and number == strips.total - 1:
+                    if is_last and start + rows == end and is_last_strip:
                         write(sums, so_far, group, gate_rows, unit, H, dweight_out, dbias_out)
         if begin == end:  # no sample takes these steps, the first ones to come
             for group in range(worker, groups, workers):
@@ -290,7 +273,12 @@ def make_weight_gradient(
 def weight_gradient_worker_size(columns: int, lanes: int) -> int:
     """Elements of workspace that a worker of a weight gradient needs."""
     strips = _strips_of(columns, lanes)
-    return strips.total * strips.size + (_BLOCK_ROWS + 1) * _MOST_VECTORS * lanes
+    return strips.total * strips.size + _MOST_VECTORS * lanes
+
+
+def weight_gradient_overrun(lanes: int) -> int:
+    """Elements after the last row of `d` that a weight gradient's last group may read."""
+    return _MOST_VECTORS * lanes
 
 
 def weight_gradient_sums(blocks: int, unit: int, columns: int, lanes: int) -> tuple[int, int]:

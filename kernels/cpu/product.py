@@ -117,7 +117,8 @@ def product(
     a_k: Any,
     B: Any,  # flat; packed vectors
     b: Any,  # index of the first
-    b_panel: Any,  # distance between panels; blocks, k and gates are contiguous
+    b_panel: Any,  # distance between panels
+    b_k: Any,  # distance between k, blocks following on each other; gates are contiguous
     b_after: Any,  # index of panels that may be read after these
     soon: Any,  # (), or (N, n, n_tile, n_round) with N flat, to ask for N while tiles are full
     blocks: Any,  # at least 1
@@ -139,7 +140,7 @@ def product(
         *(C, index, index, index),
         *(S, index, index, index),
         *(A, index, index, index, index),
-        *(B, index, index, index),
+        *(B, index, index, index, index),
         *(soon, index, index, index, index, gates),
     )
 
@@ -149,8 +150,8 @@ def product(
         c_row, c_gate = args[2:4]
         s_row, s_gate = args[6:8]
         a_row, a_block, a_k = args[10:13]
-        b_panel, after = args[15:17]
-        blocks, K, all_rows, all_panels = args[18:22]
+        b_panel, b_k, after = args[15:18]
+        blocks, K, all_rows, all_panels = args[19:23]
         vec, integer = vec_of(C), K.type
         first_c, first_s, first_a, first_b = (
             element_pointer(context, builder, sig.args[n], args[n], args[n + 1])
@@ -202,7 +203,7 @@ def product(
             weights = weights_ahead(next_panel)
             if not len(soon):
                 return weights
-            array, n, n_tile, n_round = cgutils.unpack_tuple(builder, args[17], len(soon))
+            array, n, n_tile, n_round = cgutils.unpack_tuple(builder, args[18], len(soon))
             number = builder.load(asked_in_all)
             builder.store(builder.add(number, integer(1)), asked_in_all)
             first = builder.add(n, builder.mul(number, n_tile))
@@ -225,7 +226,7 @@ def product(
                 builder.gep(first_a, [builder.mul(at_row, a_row)]),
                 *(a_row, a_block, a_k),
                 builder.gep(first_b, [builder.mul(at_panel, b_panel)]),
-                *(b_panel, blocks, K),
+                *(b_panel, b_k, blocks, K),
             )
             ahead = needed_soon(builder.add(at_panel, integer(tile_panels))) if asks else None
             emit_tile(builder, vec, operands, ahead, tile_rows, tile_panels, literal(gates))

@@ -16,6 +16,7 @@ from .backpropagation import InputProduct, WeightProduct
 from .gradients import (
     group_vectors,
     input_gradient_worker_size,
+    weight_gradient_overrun,
     weight_gradient_sums,
     weight_gradient_worker_size,
 )
@@ -281,7 +282,9 @@ class Recurrence:
         _, products, _ = self._tables
         sums = sum(product.sums_size for product in products)
         packed_rows = -np.diff(self.ragged.offset[self._ends])
-        return self._pool.shelf(sums), self._pool.shelf(int(packed_rows.max()) * self.size.pre)
+        return self._pool.shelf(sums), self._pool.shelf(
+            int(packed_rows.max()) * self.size.pre + 4 * self.lanes
+        )
 
     @functools.cached_property
     def _tables(self) -> tuple[list[InputProduct], list[WeightProduct], list[Array]]:

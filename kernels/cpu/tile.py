@@ -38,6 +38,7 @@ class Operands(NamedTuple):
     a_k: Any
     B: Any
     b_panel: Any
+    b_k: Any
     blocks: Any
     K: Any
 
@@ -178,7 +179,7 @@ def emit_tile(
                 prefetch(builder, place, level=2)
                 following.append(builder.gep(place, [advance]))
             a_next.append(builder.gep(a, [o.a_k]))
-            b[1].append(step(b[0], (lane, gates * vec.lanes)))
+            b[1].append(step(b[0], (o.b_k, 1)))
         for (_, result), (_, following) in zip([b, *inner], outer, strict=True):
             following.extend(result)
 
