@@ -72,14 +72,14 @@ def tiles(gates):
 def compile_product(gates, dtype):
     def alone(
         C, c, c_row, c_gate, S, s, s_row, s_gate, A, a, a_row, a_block, a_k, B, b, b_panel,
-        b_after, N, n, n_tile, n_round, blocks, K, rows, panels,
+        b_k, b_after, N, n, n_tile, n_round, blocks, K, rows, panels,
     ):
         product(
             C, c, c_row, c_gate, S, s, s_row, s_gate, A, a, a_row, a_block, a_k, B, b, b_panel,
-            b_after, (N, n, n_tile, n_round), blocks, K, rows, panels, gates,
+            b_k, b_after, (N, n, n_tile, n_round), blocks, K, rows, panels, gates,
         )
     flat, index = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C"), types.intp
-    kinds = (flat, *[index] * 3, flat, *[index] * 3, flat, *[index] * 4, flat, *[index] * 3)
+    kinds = (flat, *[index] * 3, flat, *[index] * 3, flat, *[index] * 4, flat, *[index] * 4)
     kinds += (flat, *[index] * 7)
     dispatcher = numba.njit(nogil=True)(alone)
     dispatcher.compile(types.void(*kinds))

@@ -20,7 +20,7 @@ from problems import (
 
 import fastgru
 from fastgru.kernels.cells import CELLS
-from fastgru.kernels.cpu import memory
+from fastgru.kernels.cpu import memory, recurrence
 
 N, T, I, H = 3, 4, 3, 5  # the sizes that `draw` gives
 LENGTHS = [2, 0, 4]
@@ -238,6 +238,19 @@ def test_results_share_no_memory(cell: str, rows: int, steps: int, L: int, D: in
     assert_own_memory(tuple(gradients), y, h_n, *arguments)
 
 
+class Filled:
+    """A shelf that fills a buffer before it lends it."""
+
+    def __init__(self, shelf: memory.Shelf, content: float) -> None:
+        self._shelf, self._content = shelf, content
+        self.give_back = shelf.give_back
+
+    def borrow(self) -> Any:
+        buffer = self._shelf.borrow()
+        buffer.fill(self._content)
+        return buffer
+
+
 def test_scratch_memory_is_kept_up_to_a_size() -> None:
     pool = memory.Pool(np.dtype("float32"))
     for size, kept in ((100, 3), (1 << 21, 2), ((1 << 24) - 1, 2), (1 << 24, 0), (1 << 25, 0)):
@@ -250,6 +263,24 @@ def test_scratch_memory_is_kept_up_to_a_size() -> None:
     pool = memory.Pool(np.dtype("float32"))
     pool.give_back(pool.borrow((1 << 24) + 1))
     assert pool.borrow((1 << 24) - 1).size == 1 << 24
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 3, 5), (2, 5, 17, 33), (9, 3, 1, 16)])
+@each_cell
+def test_what_scratch_memory_holds_has_no_effect(
+    cell: str, sizes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels read more than they wrote: padding, and what follows the last row."""
+    lengths = np.arange(sizes[0]) % (sizes[1] + 1)
+
+    def solved(content: float) -> Any:
+        fresh = memory.Pool(np.dtype("float32"))
+        monkeypatch.setattr(fresh, "_shelves", [Filled(s, content) for s in fresh._shelves])
+        monkeypatch.setattr(recurrence, "pool", lambda dtype: fresh)
+        problem = draw(cell, sizes, dtype="float32", lengths=lengths, D=2)
+        return solve(problem)
+
+    assert_same_bits(solved(np.nan), solved(0.0))
 
 
 @each_cell

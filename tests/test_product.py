@@ -5,6 +5,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from numba.extending import register_jitable
 from problems import DTYPES
 
 from fastgru.kernels.cpu import build
@@ -14,21 +15,28 @@ BLOCKS, K = 2, 5
 ROWS, PANELS = range(20), range(7)
 
 
-def compiled(gates: int) -> Any:
-    """``C + A @ B`` for so many gates: A (rows, blocks, K), B (panels, blocks, K, gates, lanes)."""
+def compiled(gates: int, asks: bool) -> Any:
+    """``C + A @ B`` for so many gates: A (rows, blocks, K), B (panels, blocks, K, gates, lanes).
+
+    While it multiplies, it may ask for lines, here those of A and many more that do not exist.
+    """
+
+    @register_jitable
+    def soon(A, rows):  # type: ignore[no-untyped-def]
+        return (A, 0, 1000, rows % 3) if asks else ()
 
     @numba.njit
-    def add(out, C, c_row, c_gate, A, B, b_panel, rows, panels):  # type: ignore[no-untyped-def]
+    def add(out, C, c_row, c_gate, A, B, b_panel, b_k, rows, panels):  # type: ignore[no-untyped-def]
         product(
             out, 0, c_row, c_gate, C, 0, c_row, c_gate, A, 0, BLOCKS * K, K, 1,
-            B, 0, b_panel, 0, (), BLOCKS, K, rows, panels, gates,
+            B, 0, b_panel, b_k, 0, soon(A, rows), BLOCKS, K, rows, panels, gates,
         )  # fmt: skip
 
     def multiply(C: Any, A: Any, B: Any) -> Any:
         out = np.full_like(C, np.nan)  # (rows, gates, panels and one more, lanes)
         _, _, stride, lanes = C.shape
         c_gate, b_panel = stride * lanes, BLOCKS * K * gates * lanes
-        sizes = b_panel, len(A), len(B)
+        sizes = b_panel, gates * lanes, len(A), len(B)
         add(out.ravel(), C.ravel(), gates * c_gate, c_gate, A.ravel(), B.ravel(), *sizes)
         return out
 
@@ -37,9 +45,10 @@ def compiled(gates: int) -> Any:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gates", [1, 2, 3, 4])
-def test_product(gates: int, dtype: str) -> None:
+@pytest.mark.parametrize("asks", [False, True])
+def test_product(asks: bool, gates: int, dtype: str) -> None:
     lanes, rng = build.lanes(np.dtype(dtype)), np.random.default_rng(0)
-    multiply = compiled(gates)
+    multiply = compiled(gates, asks)
     A = rng.standard_normal((len(ROWS), BLOCKS, K)).astype(dtype)
     for panels in PANELS:
         B = rng.standard_normal((panels, BLOCKS, K, gates, lanes)).astype(dtype)

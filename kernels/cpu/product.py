@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .plan import GROUP
+from .plan import GROUP, NEAR_CACHE
 from .simd import element_pointer, literal, register_count, vec_of
 from .tile import Ahead, Operands, emit_tile
 
@@ -64,11 +64,6 @@ def pair_heights(gates: int) -> tuple[int, ...]:
     return (half + 1,) if full_rows % 2 else (half + 1, half)
 
 
-# Bytes of weights that stay in a second-level cache while a step's rows pass. If they are fewer, it
-# is better to ask for something else than for weights.
-_FEW_WEIGHTS = 1024 * 1024
-
-
 class Ask(NamedTuple):
     """What the products of a step ask for, all together, beside their sums: see `product`."""
 
@@ -81,14 +76,14 @@ def make_share_out(gates: int) -> Callable[..., Ask]:
     """Build ``share_out(size, rows, vectors, rounds, weight_bytes)``.
 
     By what it gives, the full tiles of a step, of so many rounds each, ask for `size` elements, an
-    equal share each, unless there are so many weights that these should be asked for.
+    equal share each, unless there are more weights than stay in a near cache: these come first.
     """
     # Without gates nothing is multiplied, and what this gives has no effect.
     (full_rows, (full_panels, *_)), *_ = tile_shapes(max(1, gates))
 
     @register_jitable
     def share_out(size, rows, vectors, rounds, weight_bytes):
-        if size == 0 or weight_bytes > _FEW_WEIGHTS:
+        if size == 0 or weight_bytes > NEAR_CACHE:
             return Ask(0, 0, 0)
         products = (vectors + GROUP - 1) // GROUP
         of_each = size // products

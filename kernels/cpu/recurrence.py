@@ -281,10 +281,9 @@ class Recurrence:
         """Where sums of the gradients of weights, and gradients of pre-activations, come from."""
         _, products, _ = self._tables
         sums = sum(product.sums_size for product in products)
-        packed_rows = -np.diff(self.ragged.offset[self._ends])
-        return self._pool.shelf(sums), self._pool.shelf(
-            int(packed_rows.max()) * self.size.pre + 4 * self.lanes
-        )
+        packed_rows = -int(np.diff(self.ragged.offset[self._ends]).min())
+        d = packed_rows * self.size.pre + weight_gradient_overrun(self.lanes)
+        return self._pool.shelf(sums), self._pool.shelf(d)
 
     @functools.cached_property
     def _tables(self) -> tuple[list[InputProduct], list[WeightProduct], list[Array]]:
