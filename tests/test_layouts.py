@@ -270,7 +270,10 @@ def test_scratch_memory_is_kept_up_to_a_size() -> None:
 def test_what_scratch_memory_holds_has_no_effect(
     cell: str, sizes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels read more than they wrote: padding, and what follows the last row."""
+    """Kernels read more than they wrote: padding, and what follows the last row.
+
+    With lengths, so that each call is prepared anew, with its own pool.
+    """
     lengths = np.arange(sizes[0]) % (sizes[1] + 1)
 
     def solved(content: float) -> Any:

@@ -154,8 +154,8 @@ def test_threads_share_units_of_every_cell() -> None:
         (4, 63, 63, 64, 24e6, 12e6, (63, 4, True)),
         (8, 65, 65, 64, 24e6, 12e6, (9, 8, False)),  # more than one block
         (8, 64, 64, 31, 24e6, 12e6, (8, 8, False)),  # too few units
-        (2, 48, 48, 64, 1e6, 0.8e6, (24, 2, False)),
-        (2, 128, 128, 64, 1e6, 0.8e6, (22, 2, False)),  # blocks that stay in a first-level cache
+        (2, 32, 32, 64, 1e6, 0.8e6, (16, 2, False)),
+        (2, 128, 128, 64, 1e6, 0.8e6, (16, 2, False)),  # blocks that stay in a first-level cache
         (2, 128, 128, 64, 2e6, 0.8e6, (64, 2, False)),  # weights that are in no second-level one
         (2, 1, 1, 1, 1.6e6, 0.8e6, (1, 1, False)),  # nothing to share
         (2, 1, 1, 4, 55e3, 49e3, (1, 1, False)),  # nor worth it
@@ -165,8 +165,8 @@ def test_threads_share_units_of_every_cell() -> None:
         (8, 1, 1, 8, 200e3, 130e3, (1, 5, True)),  # for some of the threads
         (8, 7, 7, 4, 60e3, 48e3, (1, 7, False)),  # more threads than could share the units
         (2, 6, 3.03, 13, 520e3, 480e3, (6, 2, True)),  # most rows end early
-        (2, 40, 36, 8, 262e3, 196e3, (20, 2, False)),
-        (2, 40, 35.9, 8, 262e3, 196e3, (10, 2, False)),  # a block of longer, one of shorter rows
+        (2, 20, 18, 8, 262e3, 196e3, (10, 2, False)),
+        (2, 20, 17.9, 8, 262e3, 196e3, (5, 2, False)),  # a block of longer, one of shorter rows
         (2, 15, 8, 8, 262e3, 196e3, (8, 2, False)),  # halves of blocks would be too small
         (2, 16, 8, 8, 262e3, 196e3, (4, 2, False)),
         (2, 60, 48, 64, 24e6, 12e6, (30, 2, False)),  # halves would read far weights too often

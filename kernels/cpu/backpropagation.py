@@ -78,7 +78,7 @@ def make_backpropagation() -> Callable[..., None]:
         dweight_hh_out,  # (gates * H, H)
         dbias_ih_out,  # (gates * H,), or empty
         dbias_hh_out,
-        d,  # (packed rows of a block of steps * d_row,) scratch
+        d,  # (packed rows of a block of steps * d_row + `weight_gradient_overrun`,) scratch
         sums,  # (sum of the products' sums_size,) scratch
         work,  # (threads * worker_size,) scratch
         meeting,  # of the loop's workers if they share blocks, else empty; see `team`

@@ -47,11 +47,11 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
     value_gradients = register_jitable(gradients_so_far)
 
     def phase(
-        work, at, size, units, meeting, members, saved, value, next_value, seen_soon, d, d_row,
+        work, at, size, units, meeting, members, saved, value, next_value, soon_size, d, d_row,
         weights, running_rows, rows, step, H,
     ):  # fmt: skip
         # work, saved, d, weights: flat; value, d_row: index of the first row's values, gradients;
-        # next_value: of the values that the next step taken starts with, so many of them
+        # next_value: of the values that the next step reads, soon_size of them
         for row in range(running_rows):
             for unit in range(units.first, units.last, lanes):
                 at_h = row * size.h + unit
@@ -78,7 +78,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         panel = gates * H * lanes
         first_weight = size.unit * recurrents_before * H + units.first * gates * H
         weight_bytes = units.vectors * panel * work.itemsize
-        ask = share_out(seen_soon, running_rows, units.vectors, gates * H, weight_bytes)
+        ask = share_out(soon_size, running_rows, units.vectors, gates * H, weight_bytes)
         for group in range((units.vectors + GROUP - 1) // GROUP):
             vector = first_of_group(group, units.vectors, step)
             next_vector = first_of_group(group + 1, units.vectors, step)
@@ -174,13 +174,14 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
                         work, at.h + h, units.real,
                     )  # fmt: skip
                 packed = offset[step] + first
-                next_value, seen_soon = 0, 0
-                if step > first_step:
+                next_value, soon_size = 0, 0
+                # Those who share a block read a part of these values each, here and there.
+                if step > first_step and share.members == 1:
                     next_value = (offset[step - 1] + first) * size.value
-                    seen_soon = running_rows * size.value
+                    soon_size = running_rows * size.value
                 step_phases(
                     work, at, size, units, meeting, share.members, saved, packed * size.value,
-                    next_value, seen_soon, d_out, (packed - offset[first_step]) * size.pre, weights,
+                    next_value, soon_size, d_out, (packed - offset[first_step]) * size.pre, weights,
                     running_rows, rows, step, H,
                 )  # fmt: skip
 

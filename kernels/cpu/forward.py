@@ -90,7 +90,7 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         running_rows, rows, step, I, H,
     ):  # fmt: skip
         # work, weights, saved: flat; operands, value, pre: index of the first row's in them; saves:
-        # elements of `saved` that are kept
+        # elements of `saved` that all rows keep, if they are to be asked for
         turn = (step * phases + number) % 2
         operand = operands + turn * rows * size.h
         following = operands + (1 - turn) * rows * size.h
@@ -205,7 +205,8 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
                 for step in range(step0, step1):
                     running_rows = running(offset, step, first, last)
                     value = (offset[step] + first) * size.value if keep else at.values
-                    saves = running_rows * size.value if keep else 0
+                    # Those who share a block write a part of these values each, here and there.
+                    saves = running_rows * size.value if keep and share.members == 1 else 0
                     step_phases(
                         work, at, operand, size, weights, units, meeting, share.members, saved,
                         saves, value, pre, running_rows, rows, step, I, H,

@@ -11,16 +11,16 @@ from typing import NamedTuple
 from numba.extending import register_jitable
 
 from ..cells import Operand
-from .plan import NEAR_CACHE, padded
+from .plan import padded
 from .product import product, tile_shapes
 from .rows import accumulate_row, fetch_ahead, load_row, previous_h, step_of, time_index
-from .simd import inlined, load_group, make_sweeps, store_group
+from .simd import NEAR_CACHE, inlined, load_group, make_sweeps, store_group
 from .squares import store_square, transposed
 
 # Most units whose sums a weight-gradient tile holds, in vectors; see `group_vectors`.
 _MOST_VECTORS = 4
-# Packed rows whose products one accumulator sums: the gradients of a group, 128 by 48 floats, stay
-# in L1. An input gradient takes as many at once.
+# Packed rows whose products one accumulator sums: the gradients of a group, 128 by 48 or 64 floats,
+# are read for each tile from L1 or nearby. An input gradient takes as many at once.
 _BLOCK_ROWS = 128
 # Packed rows that are added to a group's sums before the next group's: the sums of all groups are
 # too many for a cache. Four blocks instead of two make weight gradients of 512 units 3 % faster.
@@ -37,8 +37,8 @@ _COLUMNS_WORTH_ASKING = 128
 def group_vectors(blocks: int) -> int:
     """Vectors of units whose sums a weight-gradient tile holds.
 
-    Three by eight columns fill the registers, as do four by six: what leaves none over where H is a
-    power of two. Two groups of an LSTM's eight vectors, not three, took 10 % off training at
+    Three by eight columns fill the registers, as do four by six: what leaves none over with three
+    or four blocks. Two groups of an LSTM's eight vectors, not three, took 10 % off training at
     (50, 32, 32, 32).
     """
     return 3 if blocks % 3 == 0 else _MOST_VECTORS
@@ -49,7 +49,7 @@ class _Strips(NamedTuple):
 
     total: int
     columns: int  # of each; the last one may have fewer
-    row: int  # elements of a row
+    row: int  # elements of a row; at least one more than columns, for those of the bias
     size: int  # elements of a strip
 
 
@@ -192,7 +192,7 @@ def make_weight_gradient(
         reverse,
         saved,  # (packed rows * value_row,)
         value_row,
-        d,  # (packed rows of these steps * d_row,)
+        d,  # (packed rows of these steps * d_row + `weight_gradient_overrun`,)
         d_row,
         first,  # index, within a row of d, of the first block
         unit,  # length of a block: H in whole vectors
@@ -222,7 +222,8 @@ def make_weight_gradient(
         shift = 0 if of_x else previous
         near_elements = NEAR_CACHE // d.itemsize
         has_bias = len(dbias_out) > 0
-        ones = columns + (strips.total - 1) * (strips.size - strips.columns) + K  # after the last
+        # The column of the bias comes after the last strip's.
+        ones = columns + (strips.total - 1) * (strips.size - strips.columns) + K
         # Sums that nobody adds to later take turns in one place, which stays in cache.
         alone = is_first and is_last and end - begin <= _ROWS_AT_ONCE and strips.total == 1
         for start in range(begin, end, _ROWS_AT_ONCE):
@@ -242,7 +243,7 @@ def make_weight_gradient(
                         order[row], t, step, reverse, saved, (start + i) * value_row, unit,
                         column, min(strips.columns, K - column),
                     )  # fmt: skip
-                work[ones + i * strips.row] = 1
+                work[ones + i * strips.row] = 1  # after `load`, which writes whole vectors
             for number in range(strips.total):
                 column = number * strips.columns
                 of_strip = columns + number * strips.size
@@ -251,7 +252,7 @@ def make_weight_gradient(
                 # Where d is in no near cache, each tile asks for a line of each row to come.
                 n_tile, n_round = 0, 0
                 if count >= _COLUMNS_WORTH_ASKING and (end - begin) * d_row > near_elements:
-                    n_tile, n_round = max(1, width * full_columns // count), d_row
+                    n_tile, n_round = (width * full_columns + count - 1) // count, d_row
                 for group in range(worker, groups, workers):
                     so_far = sums_start + (worker if alone else group) * group_size
                     for block in range(0, rows, _BLOCK_ROWS):

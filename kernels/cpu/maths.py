@@ -2,15 +2,16 @@
 
 One algorithm for both precisions, from fused multiply-adds: with n = rint(x log2 e), the rest
 r = x - n ln 2 lies in ±0.347, where the Taylor polynomial of expm1 is short, and 2^n is made from
-its bits. The forms of sigmoid and tanh never cancel: the obvious 1 / (1 + exp(-x)) and
-1 - 2 / (exp(2x) + 1) lose every digit below -88 and near 0. Numerator and denominator are one
-multiply-add each from the polynomial's value, as what a core has in flight ends at the division:
-a shorter way to it, and fewer instructions, are what makes equations faster on a Xeon.
+its bits. (For sigmoid with AVX-512, n is in sixteenths or eighths; see `_Maths.factors`.) The forms
+of sigmoid and tanh never cancel: the obvious 1 / (1 + exp(-x)) and 1 - 2 / (exp(2x) + 1) lose every
+digit below -88 and near 0. What a core has in flight ends at the division: a short way to it, and
+few instructions, are what makes equations fast.
 
-NaN passes through. No table, no branch, no call: everything stays in registers.
+NaN passes through. No table in memory, no branch, no call: everything stays in registers.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -25,7 +26,7 @@ class _Format(NamedTuple):
 
     mantissa_bits: int
     exponent_bias: int
-    ln2: tuple[float, float]  # ln 2 in two parts; n times the first is exact
+    ln2: tuple[float, float]  # ln 2 in two parts; x minus n times the first is exact
     degree: int  # of expm1's polynomial: the first omitted term is below eps / 12
     smallest: float  # exp rounds to 0 at and below it
     largest: float  # exp is infinite at it
@@ -73,7 +74,7 @@ class _Maths:
         """The smaller of both; NaN where x is NaN."""
         return self.select(">", x, self.const(bound), self.const(bound), x)
 
-    def polynomial(self, r: Any, coefficients: list[float]) -> Any:
+    def polynomial(self, r: Any, coefficients: Sequence[float]) -> Any:
         """Value of a polynomial, lowest power first.
 
         By Estrin's scheme: neighbours first, then pairs of them, so that few operations wait for
@@ -162,7 +163,7 @@ class _Maths:
         kind = "sf" if vec.dtype.bitwidth == 32 else "df"
         which = builder.bitcast(rounded, self.integers)
         root = self.call_avx512(f"permvar.{kind}.512", roots, which)
-        high = self.polynomial(r, list(self.format.short))
+        high = self.polynomial(r, self.format.short)
         return self.scale(root, n), self.fma(builder.fmul(r, r), high, r)
 
     def exp(self, x: Any) -> Any:
@@ -192,12 +193,12 @@ def _sigmoid(builder: Any, vec: Vec, x: Any) -> Any:
 def _tanh(builder: Any, vec: Vec, x: Any) -> Any:
     """m / (m + 2) with m = expm1(2x), and x bounded where that is -1 or 1.
 
-    ln 2 in one part is enough: n is 0 near 0, and where n is large m hardly matters. Of -0 it is 0.
+    ln 2 in one part is enough: n is 0 near 0, and where n is large r hardly matters. Of -0 it is 0.
     """
     maths = _Maths(builder, vec)
     limit, one = maths.format.tanh_limit, maths.const(1.0)
     x = maths.at_least(maths.at_most(x, limit), -limit)
     n, m = maths.split(builder.fadd(x, x), (math.log(2),))
     scale = maths.scale(one, n)
-    m = maths.fma(scale, m, builder.fsub(scale, one))
-    return builder.fdiv(m, builder.fadd(m, maths.const(2.0)))
+    numerator = maths.fma(scale, m, builder.fsub(scale, one))
+    return builder.fdiv(numerator, builder.fadd(numerator, maths.const(2.0)))

@@ -59,9 +59,6 @@ def units_of(rank, members, H, lanes):
     return Units(first * lanes, last * lanes, last - first, real)
 
 
-# Bytes that stay in a core's second-level cache: an EPYC's (Zen 4) has as many, a Xeon's two times.
-NEAR_CACHE = 1024 * 1024
-
 # Vectors of units whose weights a product reads before the next ones'.
 GROUP = 4
 

@@ -20,8 +20,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .plan import GROUP, NEAR_CACHE
-from .simd import element_pointer, literal, register_count, vec_of
+from .plan import GROUP
+from .simd import NEAR_CACHE, element_pointer, literal, register_count, vec_of
 from .tile import Ahead, Operands, emit_tile
 
 
@@ -65,9 +65,9 @@ def pair_heights(gates: int) -> tuple[int, ...]:
 
 
 class Ask(NamedTuple):
-    """What the products of a step ask for, all together, beside their sums: see `product`."""
+    """What the products of a step ask for beside their sums: see `product`."""
 
-    size: int  # elements of each product; 0 to ask for weights instead
+    size: int  # elements that each product asks for; 0 to ask for weights instead
     n_tile: int
     n_round: int
 
@@ -75,20 +75,24 @@ class Ask(NamedTuple):
 def make_share_out(gates: int) -> Callable[..., Ask]:
     """Build ``share_out(size, rows, vectors, rounds, weight_bytes)``.
 
-    By what it gives, the full tiles of a step, of so many rounds each, ask for `size` elements, an
-    equal share each, unless there are more weights than stay in a near cache: these come first.
+    By what it gives, the full tiles and pairs of a step, of so many rounds each, ask for `size`
+    elements, an equal share each, unless there are more weights than stay in a near cache: these
+    come first.
     """
     # Without gates nothing is multiplied, and what this gives has no effect.
     (full_rows, (full_panels, *_)), *_ = tile_shapes(max(1, gates))
+    pairs = len(pair_heights(max(1, gates)))
 
     @register_jitable
     def share_out(size, rows, vectors, rounds, weight_bytes):
         if size == 0 or weight_bytes > NEAR_CACHE:
             return Ask(0, 0, 0)
-        products = (vectors + GROUP - 1) // GROUP
-        of_each = size // products
-        tiles = rows // full_rows * ((min(vectors, GROUP) + full_panels - 1) // full_panels)
-        n_round = of_each // max(1, tiles * rounds) + 1
+        of_each = size // ((vectors + GROUP - 1) // GROUP)
+        tiles = rows // full_rows
+        if tiles > 0 and 0 < rows % full_rows <= pairs:
+            tiles += 1
+        rounds_in_all = tiles * (min(vectors, GROUP) // full_panels) * rounds
+        n_round = of_each // max(1, rounds_in_all) + 1
         return Ask(of_each, n_round * rounds, n_round)
 
     return share_out
@@ -114,7 +118,7 @@ def product(
     b: Any,  # index of the first
     b_panel: Any,  # distance between panels
     b_k: Any,  # distance between k, blocks following on each other; gates are contiguous
-    b_after: Any,  # index of panels that may be read after these
+    b_after: Any,  # index of panels, without gaps, that may be read after these: to ask for
     soon: Any,  # (), or (N, n, n_tile, n_round) with N flat, to ask for N while tiles are full
     blocks: Any,  # at least 1
     K: Any,  # length of a block, at least 1
@@ -126,8 +130,8 @@ def product(
 
     For any size; without gates there is nothing to do.
 
-    Full tiles ask for the weights that come next or, where `soon` has an `n_round` above 0, for
-    what else is needed soon: the i-th one, in round j, for the line of
+    Full tiles and pairs ask for the weights that come next or, where `soon` has an `n_round` above
+    0, for what else is needed soon: the i-th one, in round j, for the line of
     ``N[n + i * n_tile + j * n_round]``.
     """
     index = types.intp

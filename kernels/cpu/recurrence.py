@@ -132,8 +132,12 @@ class Recurrence:
         """Where the blocks of steps that backward takes end, the last ones first, and 0."""
         offset = self.ragged.offset
         row_bytes = self.size.pre * self.dtype.itemsize
-        steps = min(_GRADIENT_BLOCK_STEPS * self.rows, _LARGEST_GRADIENT_BLOCK_BYTES // row_bytes)
-        most = max(_GRADIENT_BLOCK_BYTES // row_bytes, _GRADIENT_BLOCK_ROWS, steps)
+        some_steps = _GRADIENT_BLOCK_STEPS * self.rows
+        most = max(
+            _GRADIENT_BLOCK_BYTES // row_bytes,
+            _GRADIENT_BLOCK_ROWS,
+            min(some_steps, _LARGEST_GRADIENT_BLOCK_BYTES // row_bytes),
+        )
         ends = [self.steps]
         while ends[-1] > 0:
             first = int(np.searchsorted(offset, offset[ends[-1]] - most))
@@ -281,7 +285,7 @@ class Recurrence:
         """Where sums of the gradients of weights, and gradients of pre-activations, come from."""
         _, products, _ = self._tables
         sums = sum(product.sums_size for product in products)
-        packed_rows = -int(np.diff(self.ragged.offset[self._ends]).min())
+        packed_rows = int((-np.diff(self.ragged.offset[self._ends])).max())
         d = packed_rows * self.size.pre + weight_gradient_overrun(self.lanes)
         return self._pool.shelf(sums), self._pool.shelf(d)
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numba
 from numba.np.ufunc import parallel as numba_pool
 
+from .simd import NEAR_CACHE
+
 # A parallel region costs 1 to 3 µs on a warm pool; work of fewer multiply-adds than this (15 to 25
 # µs) is left to the calling thread.
 _SMALLEST_PARALLEL_WORK = 1_000_000
@@ -42,9 +44,8 @@ _ABOUT_EQUAL, _FEWEST_ROWS_OF_HALF_A_SHARE = 0.9, 4
 # in L1. With 64 rows, 64 or 128 units take 5 to 12 % more time on a Xeon; with 24, 64 units take 2
 # to 6 % more on an EPYC, whose L1 has 32 KiB.
 _ROWS_AT_ONCE = 16
-# Where a step has more bytes of weights than this, they hardly fit a second-level cache, and more
-# rows share each reading of them; likewise where each thread makes only some of a step's units.
-_MANY_WEIGHTS = 1024 * 1024
+# Where a step has more bytes of weights than a near cache, more rows share each reading of them;
+# likewise where each thread makes only some of a step's units.
 _MORE_ROWS_AT_ONCE = 64
 
 # Where other threads keep the cores busy (another program, or a pool that spins while it has
@@ -143,7 +144,7 @@ def split(
     Blocks of rows need no waiting, so they come first; they need some rows for each thread. Fewer
     rows share the units, where a step is worth the waiting.
     """
-    most = _ROWS_AT_ONCE if row_bytes <= _MANY_WEIGHTS else _MORE_ROWS_AT_ONCE
+    most = _ROWS_AT_ONCE if row_bytes <= NEAR_CACHE else _MORE_ROWS_AT_ONCE
     block = _rows_a_block(rows, _MORE_ROWS_AT_ONCE)
     is_ragged = running < _ABOUT_EQUAL * rows
     running = running if is_ragged else rows

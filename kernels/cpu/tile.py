@@ -44,7 +44,7 @@ class Operands(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """A tile's share of the weights that the next tiles need (LLVM values)."""
+    """What a tile asks for, as it is needed soon: a line in each round (LLVM values)."""
 
     start: Any  # address
     advance: Any  # how many bytes further in each round
