@@ -156,7 +156,6 @@ def product(
             element_pointer(context, builder, sig.args[n], args[n], args[n + 1])
             for n in (0, 4, 8, 13)
         )
-
         first_after = element_pointer(context, builder, sig.args[13], args[13], after)
         row = cgutils.alloca_once(builder, integer)
         panel = cgutils.alloca_once(builder, integer)
