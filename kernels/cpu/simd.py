@@ -7,6 +7,7 @@ compiles for; the same source serves AVX-512, AVX2, SSE and NEON.
 
 import functools
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import llvmlite.binding
@@ -36,16 +37,19 @@ def cpu_features() -> frozenset[str]:
     return frozenset(f[1:] for f in text.split(",") if f.startswith("+"))
 
 
+def has_avx512() -> bool:
+    """Whether vectors are AVX-512's."""
+    return "avx512f" in cpu_features()
+
+
 def register_bits() -> int:
     """Width of the widest vector register."""
-    features = cpu_features()
-    return 512 if "avx512f" in features else 256 if "avx2" in features else 128
+    return 512 if has_avx512() else 256 if "avx2" in cpu_features() else 128
 
 
 def register_count() -> int:
     """Number of vector registers: 16 on x86 before AVX-512, else 32."""
-    wide = "avx512f" in cpu_features() or "neon" in cpu_features()
-    return 32 if wide else 16
+    return 32 if has_avx512() or "neon" in cpu_features() else 16
 
 
 def lanes_of(dtype: types.Float) -> int:
@@ -119,10 +123,14 @@ def lower_on_vec(function: Any, arity: int) -> Any:
     return register
 
 
+def constants(vec: Vec, values: Iterable[float]) -> ir.Constant:
+    """A vector of these values, rounded to the element type."""
+    return ir.Constant(vec.ir, [vec.ir.element(float(vec.dtype(value))) for value in values])
+
+
 def constant(vec: Vec, value: float) -> ir.Constant:
     """A vector with `value` in every lane, rounded to the element type."""
-    element = ir.Constant(vec.ir.element, float(vec.dtype(value)))
-    return ir.Constant(vec.ir, [element] * vec.lanes)
+    return constants(vec, [value] * vec.lanes)
 
 
 def call_llvm(builder: Any, vec: Vec, name: str, *args: Any) -> Any:
