@@ -1,7 +1,7 @@
 """From an array to its library and the kernels that compute on it: the one place that dispatches.
 
-A backend's kernels are a module that offers `pack`, `give_back`, `ragged_rows`, `Recurrence`,
-`precisions`, `copy`, `device_of` and `describe`; see `fastgru.kernels.cpu`. Libraries are imported
+A backend's kernels are a module that offers `Packing`, `Recurrence`, `ragged_rows`, `precisions`,
+`copy`, `device_of` and `describe`; see `fastgru.kernels.cpu`. Libraries are imported
 when an array of theirs comes, never before.
 """
 

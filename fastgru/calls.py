@@ -95,10 +95,9 @@ class Call:
         cell, H, D = architecture.cell, architecture.hidden_size, architecture.num_directions
         self.architecture, self.layout, self.N, self.T = architecture, layout, N, T
         ragged = kernels.ragged_rows(lengths, N, T)
-        sizes = [architecture.input_size] + [D * H] * (architecture.num_layers - 1)
-        own = (H, architecture.dtype, ragged)
+        own, sizes = (H, architecture.dtype, ragged), architecture.input_sizes
         options = {} if precision is None else {"precision": precision}
-        prepared = {I: kernels.Recurrence(cell, I, *own, **options) for I in sizes}
+        prepared = {I: kernels.Recurrence(cell, I, *own, **options) for I in set(sizes)}
         self.recurrences = [prepared[I] for I in sizes]
         self.xp, self.dtype = architecture.backend.xp, architecture.dtype
         self.H, self.D = H, D

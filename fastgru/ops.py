@@ -6,7 +6,6 @@ direction; `calls` checks arguments and runs layers and directions. Inside, ever
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .calls import Call, State, call_for, check_gradients, check_sequence, check_step
@@ -30,7 +29,6 @@ class Gradients(NamedTuple):
     params: Params
 
 
-@dataclass(frozen=True, eq=False)
 class Saved:
     """What `backward` needs of a `forward_train`; refers to x, y and params without copying them.
 
@@ -40,12 +38,22 @@ class Saved:
         The weights used.
     """
 
-    params: Params
-    _packed: Packed
-    _call: Call
-    _initial: tuple[Any, ...]
-    _sequences: list[Any]  # x, then the outputs of every layer: (N, T, features)
-    _values: list[list[Any]]  # [layer][direction], in the kernels' form
+    __slots__ = "_call", "_initial", "_packed", "_sequences", "_values"
+
+    def __init__(
+        self,
+        packed: Packed,
+        call: Call,
+        initial: tuple[Any, ...],
+        sequences: list[Any],  # x, then the outputs of every layer: (N, T, features)
+        values: list[list[Any]],  # [layer][direction], in the kernels' form
+    ) -> None:
+        self._packed, self._call, self._initial = packed, call, initial
+        self._sequences, self._values = sequences, values
+
+    @property
+    def params(self) -> Params:
+        return self._packed.params
 
     def __repr__(self) -> str:
         return f"Saved({self.params!r})"
@@ -173,7 +181,7 @@ def forward_train(
     y = layout.outer(sequences[-1])
     # Views of our own: a shape changed in place must not change what backward reads.
     sequences[0], sequences[-1] = sequences[0][:], sequences[-1][:]
-    saved = Saved(packed.params, packed, call, initial, sequences, kept)
+    saved = Saved(packed, call, initial, sequences, kept)
     return y, layout.outer_state(final), saved
 
 
@@ -220,7 +228,7 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
     if dy is not None:
         dy = layout.inner(dy)
     dinitial = call.new_state(xp.empty)
-    dlayers: list[list[Weights]] = []
+    dlayers: list[tuple[Weights, ...]] = []
     for number in reversed(range(params.num_layers)):
         x, y = sequences[number : number + 2]
         dx = layout.new_sequence(xp.zeros, call.N, call.T, x.shape[2], params.dtype)
@@ -231,13 +239,14 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
                 units = slice(d * H, (d + 1) * H)
                 own_y, own_dy = y[:, :, units], None if dy is None else dy[:, :, units]
             gradients = call.recurrences[number].backward(
-                weights._named(), x, saved._initial, number * D + d, d == 1, own_y,
+                weights._named, x, saved._initial, number * D + d, d == 1, own_y,
                 saved._values[number][d], own_dy, dfinal, dx, dinitial,
             )  # fmt: skip
             directions.append(weights._like(gradients))
-        dlayers.insert(0, directions)
+        dlayers.append(tuple(directions))
         dy = dx
-    return Gradients(layout.outer(dy), layout.outer_state(dinitial), params._like(dlayers))
+    dparams = params._like(tuple(reversed(dlayers)))
+    return Gradients(layout.outer(dy), layout.outer_state(dinitial), dparams)
 
 
 def step(

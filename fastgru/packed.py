@@ -35,6 +35,18 @@ class Architecture:
         self.backend: Backend = backend(library)
         self.calls: dict[Any, Any] = {}
 
+    @property
+    def input_sizes(self) -> list[int]:
+        """Features that each layer takes."""
+        features = self.num_directions * self.hidden_size
+        return [self.input_size] + [features] * (self.num_layers - 1)
+
+    @functools.cached_property
+    def packings(self) -> list[Any]:
+        """How the backend lays out the weights of each layer."""
+        make, own = self.backend.kernels.Packing, (self.hidden_size, self.dtype)
+        return [make(self.cell, size, *own) for size in self.input_sizes]
+
 
 # Params change at every step of training, their architecture does not.
 _architecture = functools.lru_cache(maxsize=64)(Architecture)
@@ -71,11 +83,11 @@ class Packed:
         Made when first asked for: after all arguments of a call have been checked.
         """
         if self._layouts is None:
-            lay_out, cell = self.architecture.backend.kernels.pack, self.architecture.cell
+            layers = zip(self.architecture.packings, self.params.layers, strict=True)
             self._layouts = tuple(
                 [
-                    tuple([lay_out(cell, weights._named()) for weights in layer])
-                    for layer in self.params.layers
+                    tuple([packing.pack(weights._named) for weights in layer])
+                    for packing, layer in layers
                 ]
             )
         return self._layouts
@@ -101,10 +113,10 @@ class Packed:
 
     def give_back(self) -> None:
         """Let go of the layouts, which are made anew if they are asked for again."""
-        layouts, self._layouts = self._layouts, None
-        for layer in layouts or ():
+        layouts, self._layouts = self.layouts, None
+        for packing, layer in zip(self.architecture.packings, layouts, strict=True):
             for weights in layer:
-                self.architecture.backend.kernels.give_back(weights)
+                packing.give_back(weights)
 
     def __reduce__(self) -> Any:
         """Pickled as params: layouts depend on the machine."""

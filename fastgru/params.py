@@ -77,6 +77,8 @@ class Weights:
         None without bias.
     """
 
+    _named: dict[str, Any]  # the arrays that are there, by name, which nobody changes
+
     def __init__(self, **arrays: Any) -> None:
         names = _weight_names()
         for name, array in arrays.items():
@@ -84,16 +86,20 @@ class Weights:
                 raise TypeError(f"{name}: expected a weight's name ({', '.join(names)})")
             if array is not None:
                 library_of(name, array)
-        vars(self).update(dict.fromkeys(names), **arrays)
+        present = {name: arrays[name] for name in names if arrays.get(name) is not None}
+        vars(self).update(dict.fromkeys(names), **present, _named=present)
 
     def _like(self, arrays: Mapping[str, Any]) -> "Weights":
-        """Weights of these arrays, which are there where these are; unchecked."""
+        """Weights of these arrays by name, which are there where these are; unchecked, kept."""
         weights = object.__new__(type(self))
-        vars(weights).update(vars(self), **arrays)
+        fields = vars(weights)  # in one call with keywords it takes 0.2 µs more
+        fields.update(vars(self))
+        fields.update(arrays)
+        fields["_named"] = arrays
         return weights
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"Weights have no {name!r}, only {', '.join(vars(self))}")
+        raise AttributeError(f"Weights have no {name!r}, only {', '.join(_weight_names())}")
 
     def _refuse(self, *args: Any) -> NoReturn:
         raise AttributeError("Weights are immutable; Params.map makes new ones")
@@ -103,11 +109,7 @@ class Weights:
 
     def items(self) -> list[tuple[str, Any]]:
         """Names and arrays of the weights that are there."""
-        return [*self._named().items()]
-
-    def _named(self) -> dict[str, Any]:
-        """The weights that are there, by name."""
-        return {name: array for name, array in vars(self).items() if array is not None}
+        return [*self._named.items()]
 
     def __repr__(self) -> str:
         return f"Weights({', '.join(f'{name}={array.shape}' for name, array in self.items())})"
@@ -198,10 +200,12 @@ class Params:
             library=library,
         )
 
-    def _like(self, layers: Iterable[Iterable[Weights]]) -> Self:
+    def _like(self, layers: tuple[tuple[Weights, ...], ...]) -> Self:
         """Params of these layers, which have the same arrays but for the values; unchecked."""
         params = object.__new__(type(self))
-        vars(params).update(vars(self), layers=tuple(tuple(layer) for layer in layers))
+        fields = vars(params)
+        fields.update(vars(self))
+        fields["layers"] = layers
         return params
 
     def _refuse(self, *args: Any) -> NoReturn:

@@ -1,6 +1,6 @@
 """Recurrences for NumPy arrays.
 
-`pack` and `Recurrence` work on one layer and direction; everything about layers, directions,
+`Packing` and `Recurrence` work on one layer and direction; everything about layers, directions,
 layouts and bad input is decided by the caller.
 """
 
@@ -11,15 +11,14 @@ from ..store import folder
 from .recurrence import Recurrence
 from .simd import register_bits, register_count
 from .threads import describe_threads
-from .weights import give_back, pack
+from .weights import Packing
 
 __all__ = [
+    "Packing",
     "Recurrence",
     "copy",
     "describe",
     "device_of",
-    "give_back",
-    "pack",
     "precisions",
     "ragged_rows",
 ]

@@ -30,7 +30,6 @@ from .weights import (
     Weights,
     gate_rows,
     multiply_adds,
-    packing,
 )
 
 # Inputs and pre-activations of a block of time steps, which are written and read again soon.
@@ -160,7 +159,7 @@ class Recurrence:
         Parameters
         ----------
         weights : array
-            Of `pack`.
+            Of `Packing.pack`.
         x : (N, T, I) array
         initial, final_out : tuple of (layers * directions, N, H) arrays
             For each member of the state; `layer` is the index into them.
@@ -233,8 +232,9 @@ class Recurrence:
         start = time.perf_counter()  # a kernel's compilation is not the pace of a call
         for number, member in enumerate(dinitial_out):
             member[layer] = 0 if dfinal is None else dfinal[number][layer]
-        gradients = {name: np.empty(w.shape, self.dtype) for name, w in weights.items()}
-        packed, (sums_shelf, d_shelf) = self._by_columns(weights), self._gradient_shelves
+        new, dtype = np.empty, self.dtype
+        gradients = {name: new(weight.shape, dtype) for name, weight in weights.items()}
+        packed, (sums_shelf, d_shelf) = self._by_columns.pack(weights), self._gradient_shelves
         sums, d, work = sums_shelf.borrow(), d_shelf.borrow(), way.backward_shelf.borrow()
         try:
             run(
@@ -278,7 +278,7 @@ class Recurrence:
 
     @functools.cached_property
     def _by_columns(self) -> Packing:
-        return packing(self.cell, self.I, self.H, self.dtype, True)
+        return Packing(self.cell, self.I, self.H, self.dtype, by_columns=True)
 
     @functools.cached_property
     def _gradient_shelves(self) -> tuple[Shelf, Shelf]:

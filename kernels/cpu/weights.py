@@ -1,6 +1,5 @@
 """Weights of one layer and direction, laid out for the loops that read them."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +40,9 @@ class Packing:
         Where weights start, by (phase, "input" or "recurrent").
     """
 
-    def __init__(self, cell: Cell, I: int, H: int, dtype: np.dtype[Any], by_columns: bool) -> None:
+    def __init__(
+        self, cell: Cell, I: int, H: int, dtype: np.dtype[Any], by_columns: bool = False
+    ) -> None:
         lanes = build.lanes(dtype)
         pre, unit = cell.pre_activations, padded(H, lanes)
         parts: list[int] = []
@@ -70,7 +71,7 @@ class Packing:
         self._work = at * _WORK_PER_ELEMENT
         self._kernel = build.packing_kernel(dtype)
 
-    def __call__(self, weights: Weights) -> Array:
+    def pack(self, weights: Weights) -> Array:
         """Lay out weights; a copy."""
         packed = self._shelf.borrow()
         workers = allowed_threads(self._work)
@@ -84,22 +85,6 @@ class Packing:
     def give_back(self, packed: Array) -> None:
         """Return the memory of packed weights that nobody uses any more."""
         self._shelf.give_back(packed)
-
-
-# Weights change at every step of training, their shapes do not.
-packing = functools.lru_cache(maxsize=64)(Packing)
-
-
-def pack(cell: Cell, weights: Weights) -> Array:
-    """Lay out the weights of one layer and direction for `forward`; a copy, see there."""
-    weight = weights["weight_ih"]
-    I, H = weight.shape[1], weight.shape[0] // len(cell.input_gates)
-    return packing(cell, I, H, weight.dtype, False)(weights)
-
-
-def give_back(packed: Array) -> None:
-    """Return the memory of packed weights that nobody uses any more."""
-    pool(packed.dtype).give_back(packed)
 
 
 def multiply_adds(cell: Cell, I: int, H: int) -> int:

@@ -18,15 +18,14 @@ from ..ragged import ragged_rows
 from . import blas
 from . import intrinsics as _intrinsics  # noqa: F401 - teaches Numba the primitives that cells call
 from .choice import CHOICES
-from .recurrence import Recurrence, pack
+from .recurrence import Packing, Recurrence
 
 __all__ = [
+    "Packing",
     "Recurrence",
     "copy",
     "describe",
     "device_of",
-    "give_back",
-    "pack",
     "place",
     "precisions",
     "ragged_rows",
@@ -55,10 +54,6 @@ def place(array: Any, like: Any) -> Any:
 
     with like.device:
         return cupy.asarray(array)
-
-
-def give_back(packed: Any) -> None:
-    """Packed weights take no memory of ours."""
 
 
 def describe() -> dict[str, str]:

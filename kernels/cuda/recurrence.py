@@ -31,14 +31,23 @@ _DEFAULT_OF_THREAD = 2  # the driver's number for it
 _BLOCK_BYTES = 256 * 2**20
 
 
-def pack(cell: Cell, weights: Any) -> PackedWeights:
-    """The weights of one layer and direction by position, contiguous; missing biases are 0."""
-    with weights["weight_ih"].device:
-        return _pack(cell, weights)
+class Packing:
+    """How the weights of one layer and direction are laid out: by position, contiguous."""
+
+    def __init__(self, cell: Cell, I: int, H: int, dtype: np.dtype[Any]) -> None:
+        self._cell = cell
+
+    def pack(self, weights: Any) -> PackedWeights:
+        """Lay out weights, without a copy where they are contiguous; missing biases are 0."""
+        with weights["weight_ih"].device:
+            return _pack(self._cell, weights)
+
+    def give_back(self, packed: PackedWeights) -> None:
+        """Packed weights take no memory of ours."""
 
 
 def _pack(cell: Cell, weights: Any) -> PackedWeights:
-    """As `pack`, on the current device."""
+    """As `Packing.pack`, on the current device."""
     import cupy as xp
 
     gates, recurrent = len(cell.input_gates), len(cell.recurrent_gates)
