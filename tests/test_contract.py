@@ -63,6 +63,16 @@ def test_results_do_not_depend_on_how_a_long_batch_is_split(cell: str, dtype: st
 
 
 @everywhere
+def test_a_row_alone_whose_weights_leave_the_first_level_cache_gives_the_same_bits(
+    cell: str, dtype: str
+) -> None:
+    """It takes its units in smaller groups."""
+    problem = draw(cell, (3, 4, 3, 72), dtype=dtype)
+    parts = [[0], [1, 2]]
+    assert_same_bits(join([by_row(rows_of(problem, rows)) for rows in parts]), by_row(problem))
+
+
+@everywhere
 @few_examples
 @given(
     order=st.permutations(range(9)),

@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 
 from ..cells import Cell
 from ..plan import phase_plans
-from .plan import GROUP, backward_layout, chain, first_of_group, row_sizes, units_of
+from .plan import GROUP, GROUP_BITS, backward_layout, chain, first_of_group, row_sizes, units_of
 from .product import make_share_out, product
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
 from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
@@ -80,8 +80,8 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         weight_bytes = units.vectors * panel * work.itemsize
         ask = share_out(soon_size, running_rows, units.vectors, gates * H, weight_bytes)
         for group in range((units.vectors + GROUP - 1) // GROUP):
-            vector = first_of_group(group, units.vectors, step)
-            next_vector = first_of_group(group + 1, units.vectors, step)
+            vector = first_of_group(group, units.vectors, GROUP_BITS, step)
+            next_vector = first_of_group(group + 1, units.vectors, GROUP_BITS, step)
             at_vector = sums + vector * lanes
             product(
                 work, at_vector, size.h, 0,
