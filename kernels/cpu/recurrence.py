@@ -39,9 +39,10 @@ _TIME_BLOCK_BYTES = 256 * 1024
 _INPUT_WEIGHTS_PER_BLOCK = 8
 # Gradients of the pre-activations of a block of time steps, which are read three times: they should
 # come from the cache, but each block reads and writes the sums of all weight gradients, which for
-# large weights is a lot: so there is a least number of rows too.
+# large weights is a lot: so there is a least number of rows too. With two threads of an EPYC, 512
+# units take 2 to 5 % less time in backward with 1024 rows than with 512; with one, the same.
 _GRADIENT_BLOCK_BYTES = 2 * 1024 * 1024
-_GRADIENT_BLOCK_ROWS = 512
+_GRADIENT_BLOCK_ROWS = 1024
 # And, of many rows, a few steps: each block loads and stores what backward knows of every row, and
 # cannot ask for the values of the step before its first one.
 _GRADIENT_BLOCK_STEPS, _LARGEST_GRADIENT_BLOCK_BYTES = 3, 4 * 1024 * 1024
