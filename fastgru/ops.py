@@ -38,7 +38,7 @@ class Saved:
         The weights used.
     """
 
-    __slots__ = "_call", "_initial", "_packed", "_sequences", "_values"
+    __slots__ = "__weakref__", "_call", "_initial", "_packed", "_sequences", "_values"
 
     def __init__(
         self,

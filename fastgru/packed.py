@@ -113,7 +113,9 @@ class Packed:
 
     def give_back(self) -> None:
         """Let go of the layouts, which are made anew if they are asked for again."""
-        layouts, self._layouts = self.layouts, None
+        layouts, self._layouts = self._layouts, None
+        if layouts is None:
+            return
         for packing, layer in zip(self.architecture.packings, layouts, strict=True):
             for weights in layer:
                 packing.give_back(weights)

@@ -33,7 +33,8 @@ def assert_agrees(problem: Problem, direction: str, given: bool = True) -> None:
         problem.lengths,
         direction == "reverse",
     )
-    # Both sides round, and each is held against the specification elsewhere: to these bounds.
+    # Both sides round. Each is held against the specification elsewhere, to these bounds, which do
+    # not grow with T.
     bound = rounding(np.float32, I + H) + oracle.error_bound(I, H)
     assert y.dtype == np.float32
     assert_close(y[:, :, d.start * H : d.stop * H], want_y, bound)

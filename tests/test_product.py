@@ -9,6 +9,7 @@ from numba.extending import register_jitable
 from problems import DTYPES
 
 from fastgru.kernels.cpu import build
+from fastgru.kernels.cpu.plan import GROUP_BITS, first_of_group, group_bits
 from fastgru.kernels.cpu.product import product
 
 BLOCKS, K = 2, 5
@@ -63,3 +64,34 @@ def test_product(asks: bool, gates: int, dtype: str) -> None:
             together = multiply(C, A[:rows], B)
             np.testing.assert_array_equal(together[:rows], alone[:rows])
             assert np.isnan(together[rows:]).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "vectors", "sums", "K", "bits"),
+    [
+        (1, 8, 3, 128, 0),
+        (2, 8, 3, 128, GROUP_BITS),  # a product of its own for each vector is not worth it
+        (1, 2, 3, 32, GROUP_BITS),  # all weights stay in the first-level cache
+        (1, 16, 3, 256, GROUP_BITS),  # those of one vector do not
+        (1, 8, 1, 128, GROUP_BITS),  # one vector has too few sums
+    ],
+)
+def test_which_groups_of_units_a_step_takes(
+    rows: int, vectors: int, sums: int, K: int, bits: int
+) -> None:
+    """With vectors of 64 bytes."""
+    assert group_bits(rows, vectors, 64 * sums, 64 * sums * K) == bits
+
+
+@pytest.mark.parametrize("bits", [0, GROUP_BITS])
+@pytest.mark.parametrize("vectors", range(1, 14))
+def test_groups_of_units_go_there_and_back(vectors: int, bits: int) -> None:
+    groups = -(-vectors // (1 << bits))
+    there, back = (
+        [first_of_group(i, vectors, bits, step) for i in range(groups)] for step in (0, 1)
+    )
+    assert there == list(range(0, vectors, 1 << bits))
+    assert back == there[::-1]
+    # After the last one it is where the next step starts.
+    assert first_of_group(groups, vectors, bits, 0) == back[0]
+    assert first_of_group(groups, vectors, bits, 1) == there[0]

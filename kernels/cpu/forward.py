@@ -104,7 +104,10 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         weight_bytes = units.vectors * panel * work.itemsize
         ask = share_out(saves, running_rows, units.vectors, H, weight_bytes)
         # By the rows of the block, which do not change from step to step: 1 to 4 % of a small step.
-        bits = group_bits(rows, units.vectors, panel * work.itemsize)
+        # More groups than `share_out` counts are those of one row, which fills no tile and asks for
+        # nothing.
+        vector_bytes = lanes * work.itemsize
+        bits = group_bits(rows, units.vectors, gates * vector_bytes, panel * work.itemsize)
         for group in range((units.vectors + (1 << bits) - 1) >> bits):
             vector = first_of_group(group, units.vectors, bits, step)
             next_vector = first_of_group(group + 1, units.vectors, bits, step)

@@ -7,7 +7,7 @@ of sigmoid and tanh never cancel: the obvious 1 / (1 + exp(-x)) and 1 - 2 / (exp
 digit below -88 and near 0. What a core has in flight ends at the division: a short way to it, and
 few instructions, are what makes equations fast.
 
-NaN passes through. No table in memory, no branch, no call: everything stays in registers.
+NaN passes through. No table but one that a register holds, no branch, no call.
 """
 
 import math

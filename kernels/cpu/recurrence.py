@@ -52,6 +52,12 @@ _GRADIENT_BLOCK_STEPS, _LARGEST_GRADIENT_BLOCK_BYTES = 3, 4 * 1024 * 1024
 _ROWS_WORTH_READING = 3
 
 
+@functools.lru_cache(maxsize=64)
+def _by_columns(cell: Cell, I: int, H: int, dtype: np.dtype[Any]) -> Packing:
+    """How backward has weights laid out; kept, as calls with lengths are prepared each time."""
+    return Packing(cell, I, H, dtype, by_columns=True)
+
+
 class Recurrence:
     """One layer in one direction: the kernels, and how they are run for given sizes.
 
@@ -279,7 +285,7 @@ class Recurrence:
 
     @functools.cached_property
     def _by_columns(self) -> Packing:
-        return Packing(self.cell, self.I, self.H, self.dtype, by_columns=True)
+        return _by_columns(self.cell, self.I, self.H, self.dtype)
 
     @functools.cached_property
     def _gradient_shelves(self) -> tuple[Shelf, Shelf]:
