@@ -86,8 +86,7 @@ class Weights:
                 raise TypeError(f"{name}: expected a weight's name ({', '.join(names)})")
             if array is not None:
                 library_of(name, array)
-        present = {name: arrays[name] for name in names if arrays.get(name) is not None}
-        vars(self).update(dict.fromkeys(names), **present, _named=present)
+        self.__setstate__(dict.fromkeys(names) | arrays)
 
     def __getstate__(self) -> dict[str, Any]:
         """The arrays by name: each once, as not every pickler sees that two are the same."""

@@ -4,7 +4,6 @@ The conversions are written out here rather than taken from fastgru, which must 
 ONNX packs gates as z, r, h and i, o, f, c, puts directions on a leading axis, joins both biases.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 Array = NDArray[Any]
-EPS32 = float(np.finfo(np.float32).eps)
 
 
 class Node(NamedTuple):
@@ -30,16 +28,6 @@ NODES = {
     "lstm": Node("LSTM", (0, 3, 1, 2), {}),
 }
 STATES = {"GRU": ("h",), "LSTM": ("h", "c")}
-
-
-def error_bound(I: int, H: int) -> float:
-    """How far onnxruntime may be from exact results, times max(1, |exact|).
-
-    eps32 sqrt(I + H), the rounding of so many products, times 1.5: the worst of 1500 random
-    problems a cell with I and H below 12 was 0.84 in y and h, 1.04 in the LSTM's c, which may pass
-    1; of 40 with I and H from 50 to 300, 0.2.
-    """
-    return 1.5 * EPS32 * math.sqrt(I + H)
 
 
 @cache

@@ -1,6 +1,5 @@
 """Random problems for any cell, and the specification's answers to them."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -154,14 +153,6 @@ def assert_same_bits(got: Any, want: Any) -> None:
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         assert a.tobytes() == b.tobytes()
-
-
-def rounding(dtype: Any, terms: int, k: float = 1.0) -> float:
-    """eps (k sqrt(terms) + 3): rounding of sums of so many products, and elementary functions.
-
-    These are good to 3 ulp. The state forgets earlier errors, so T does not enter.
-    """
-    return float(np.finfo(dtype).eps) * (k * math.sqrt(terms) + 3.0)
 
 
 def assert_close(got: Any, want: Any, tolerance: float) -> None:

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 GATES = {"gru": 3, "gru_reset_before": 3, "lstm": 4}
+EPS32 = float(np.finfo(np.float32).eps)
 EPS64 = float(np.finfo(np.float64).eps)
+
+# |onnxruntime - specification| <= ORACLE_K * eps32 * sqrt(I + H) * max(1, |specification|), where
+# the last is for the LSTM's c, which may pass 1. The worst of 1500 random problems a cell with I
+# and H below 12 was 0.84 in y and h, 1.04 in c; of 40 with I and H from 50 to 300, 0.2.
+ORACLE_K = 1.5
 
 
 def uniform(rng: np.random.Generator, *shape: int, bound: float = 1.0) -> Array:
@@ -98,7 +104,7 @@ def test_onnxruntime(
     h0 = None if h0 is None else tuple(a[d] for a in h0)
     ort_y, ort_h_n = oracle.run(cell, x, [layers[0][d]], h0, lengths, direction == "reverse")
 
-    assert_within([ort_y, *ort_h_n], [y, *h_n], oracle.error_bound(*sizes))
+    assert_within([ort_y, *ort_h_n], [y, *h_n], ORACLE_K * EPS32 * sum(sizes) ** 0.5)
 
 
 def test_onnxruntime_over_many_steps(cell: str, rng: np.random.Generator) -> None:
@@ -107,7 +113,7 @@ def test_onnxruntime_over_many_steps(cell: str, rng: np.random.Generator) -> Non
     x, layers = uniform(rng, 2, 1000, 3), draw_layers(rng, cell, sizes)
     y, h_n = reference.forward(x, layers, cell)
     ort_y, ort_h_n = oracle.run(cell, x, layers)
-    assert_within([ort_y, *ort_h_n], [y, *h_n], oracle.error_bound(*sizes))
+    assert_within([ort_y, *ort_h_n], [y, *h_n], ORACLE_K * EPS32 * sum(sizes) ** 0.5)
 
 
 def test_the_oracle_tells_the_two_resets_apart(rng: np.random.Generator) -> None:

@@ -106,8 +106,8 @@ def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
         # By the rows of the block, which do not change from step to step: 1 to 4 % of a small step.
         # More groups than `share_out` counts are those of one row, which fills no tile and asks for
         # nothing.
-        vector_bytes = lanes * work.itemsize
-        bits = group_bits(rows, units.vectors, gates * vector_bytes, panel * work.itemsize)
+        sum_bytes, panel_bytes = gates * lanes * work.itemsize, panel * work.itemsize
+        bits = group_bits(rows, units.vectors, sum_bytes, panel_bytes)
         for group in range((units.vectors + (1 << bits) - 1) >> bits):
             vector = first_of_group(group, units.vectors, bits, step)
             next_vector = first_of_group(group + 1, units.vectors, bits, step)

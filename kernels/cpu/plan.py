@@ -67,11 +67,11 @@ GROUP = 1 << GROUP_BITS
 
 # Bytes of sums with which one vector keeps a core busy while weights come from the second-level
 # cache: a multiply-add takes four cycles, in each of which 32 bytes come, on an EPYC.
-_ENOUGH_SUMS = 4 * 32
+_ENOUGH_SUM_BYTES = 4 * 32
 
 
 @register_jitable
-def group_bits(rows, vectors, sum_bytes, vector_bytes):
+def group_bits(rows, vectors, sum_bytes, panel_bytes):
     """Logarithm of the size of a step's groups, by what a vector's sums and its weights take.
 
     One row takes vectors one by one where the first-level cache has room for one, but not for all:
@@ -79,8 +79,8 @@ def group_bits(rows, vectors, sum_bytes, vector_bytes):
     time so for 64 to 96 units (EPYC), 2 to 3 % for 128 of a GRU. Two rows gain nothing, and where
     one vector has too few sums, it takes 15 to 25 % more.
     """
-    leaves_some = vector_bytes <= FIRST_CACHE < vectors * vector_bytes
-    if rows == 1 and leaves_some and sum_bytes >= _ENOUGH_SUMS:
+    leaves_some = panel_bytes <= FIRST_CACHE < vectors * panel_bytes
+    if rows == 1 and leaves_some and sum_bytes >= _ENOUGH_SUM_BYTES:
         return 0
     return GROUP_BITS
 

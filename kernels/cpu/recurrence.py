@@ -239,8 +239,7 @@ class Recurrence:
         start = time.perf_counter()  # a kernel's compilation is not the pace of a call
         for number, member in enumerate(dinitial_out):
             member[layer] = 0 if dfinal is None else dfinal[number][layer]
-        new, dtype = np.empty, self.dtype
-        gradients = {name: new(weight.shape, dtype) for name, weight in weights.items()}
+        gradients = {name: np.empty(w.shape, self.dtype) for name, w in weights.items()}
         packed, (sums_shelf, d_shelf) = self._by_columns.pack(weights), self._gradient_shelves
         sums, d, work = sums_shelf.borrow(), d_shelf.borrow(), way.backward_shelf.borrow()
         try:
