@@ -7,6 +7,7 @@ when an array of theirs comes, never before.
 
 import functools
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,14 +35,14 @@ def library_of(name: str, value: Any) -> str:
     ------
     TypeError
         If `value` is not exactly an array of a known library: lists, scalars, masked arrays and
-        other subclasses are refused.
+        other subclasses are refused. `numpy.memmap` is NumPy memory, and is taken.
     """
     kind: Any = type(value)
     library = _library_of_type(kind)
     if library is None:
         raise TypeError(
             f"{name}: expected a {' or '.join(_KERNELS)} ndarray (no subclass, no list), "
-            f"got {kind.__module__}.{kind.__qualname__}"
+            f"got {kind.__module__}.{kind.__qualname__}{_conversion(name, value)}"
         )
     return library
 
@@ -50,7 +51,23 @@ def library_of(name: str, value: Any) -> str:
 def _library_of_type(kind: type) -> str | None:
     """Name of the library whose array type this is, without importing any."""
     library = kind.__module__.partition(".")[0]
-    return library if kind.__name__ == "ndarray" and library in _KERNELS else None
+    is_array = kind.__name__ == "ndarray" or kind is np.memmap
+    return library if is_array and library in _KERNELS else None
+
+
+def _conversion(name: str, value: Any) -> str:
+    """How to make an array of something that is none, where there is a usual way."""
+    if hasattr(value, "to_numpy"):  # pandas, polars
+        return f'; {name}.to_numpy(dtype="float32") makes one'
+    if hasattr(value, "detach"):  # PyTorch
+        return f"; {name}.detach().numpy() makes one"
+    if hasattr(value, "mask"):
+        return f"; {name}.filled(...) makes one, and says what masked numbers are"
+    if isinstance(value, np.ndarray):
+        return f"; numpy.asarray({name}) makes one"
+    if isinstance(value, list):
+        return f'; numpy.array({name}, "float32") makes one'
+    return ""
 
 
 def common_library(arrays: Mapping[str, Any]) -> str:
@@ -75,9 +92,26 @@ def backend(library: str) -> Backend:
     ------
     ModuleNotFoundError
         If what its kernels need is not installed; the message says how to install it.
+    RuntimeError
+        If an earlier import of Numba was interrupted, which Numba does not recover from.
     """
-    kernels = importlib.import_module(_KERNELS[library])
+    kernels = _kernels_of(library)
     return Backend(library, importlib.import_module(library), kernels)
+
+
+def _kernels_of(library: str) -> Any:
+    """The module of the kernels for an array library."""
+    # Python takes a package back whose import did not end, but not the modules that it had got to.
+    interrupted = "numba" not in sys.modules and any(m.startswith("numba.") for m in sys.modules)
+    try:
+        return importlib.import_module(_KERNELS[library])
+    except Exception as error:
+        if interrupted:
+            raise RuntimeError(
+                "an earlier import of Numba in this process was interrupted (by Ctrl-C?), and "
+                "Numba cannot be imported again after that: start a new process"
+            ) from error
+        raise
 
 
 def check_dtype(name: str, dtype: Any) -> None:

@@ -65,19 +65,19 @@ class Call:
     layout : Layout
     N, T : int
         Samples and time steps.
-    lengths : (N,) array, optional
-        Valid steps of each sample.
     precision : str, optional
         Of the products, if it is not that of the dtype.
 
     Attributes
     ----------
+    lengths : (N,) array or None
+        Valid steps of each sample, where they are not all.
     recurrences : list
         The prepared kernels of each layer.
     elsewhere : callable or None
         Finds the device that must be made current for these arrays, where there are devices.
     as_sequence : index
-        That gives one step of each sample, (N, I), as sequences, (N, 1, I).
+        That gives one step of each sample, (N, I), as sequences, (N, 1, I); or of one, (I,).
     seen_gradients : set
         Kinds of the gradients for which `backward` was called, and which need no check.
     """
@@ -88,37 +88,64 @@ class Call:
         layout: Layout,
         N: int,
         T: int,
-        lengths: Any = None,
         precision: str | None = None,
     ) -> None:
         kernels = architecture.backend.kernels
         cell, H, D = architecture.cell, architecture.hidden_size, architecture.num_directions
         self.architecture, self.layout, self.N, self.T = architecture, layout, N, T
-        ragged = kernels.ragged_rows(lengths, N, T)
-        own, sizes = (H, architecture.dtype, ragged), architecture.input_sizes
-        options = {} if precision is None else {"precision": precision}
-        prepared = {I: kernels.Recurrence(cell, I, *own, **options) for I in set(sizes)}
-        self.recurrences = [prepared[I] for I in sizes]
+        self.precision = precision
+        self.lengths: Any = None
+        self.recurrences = self._recurrences_for(None)
         self.xp, self.dtype = architecture.backend.xp, architecture.dtype
         self.H, self.D = H, D
         self._device_of = kernels.device_of
         self.elsewhere = None if kernels.device_of is None else self._elsewhere
-        make = self.xp.empty if ragged.total == N * T else self.xp.zeros  # padded outputs are 0
         y = (N, T, D * H)
-        self._new_y = (
-            functools.partial(layout.new_sequence, make, *y, self.dtype)
-            if layout.time_major
-            else functools.partial(make, y, self.dtype)  # the same with fewer calls
-        )
+        self._new_y = self._new_y_by(self.xp.empty)
         self._num_states = len(cell.states)
         self.seen_gradients: set[Any] = set()
         self._state_shape = (architecture.num_layers * D, N, H)
         # A step of one row and layer: y and the new state are the same numbers in the same shape,
         # and memory for one of them is enough.
-        self._final_is_y = T == 1 and self._state_shape == y
+        self._final_is_y = layout.batched and T == 1 and self._state_shape == y
         # Made once, and None for one row, whose axes may change places: 0.06 µs less a step than a
         # slice made each time.
-        self.as_sequence = None if N == 1 else (slice(None), None)
+        self.as_sequence: Any = None if N == 1 else (slice(None), None)
+        if not layout.batched:
+            self.as_sequence = None, None
+
+    def _recurrences_for(self, lengths: Any) -> list[Any]:
+        """The prepared kernels of each layer, for these numbers of valid steps."""
+        kernels, of = self.architecture.backend.kernels, self.architecture
+        ragged = kernels.ragged_rows(lengths, self.N, self.T)
+        own, sizes = (of.hidden_size, of.dtype, ragged), of.input_sizes
+        options = {} if self.precision is None else {"precision": self.precision}
+        prepared = {I: kernels.Recurrence(of.cell, I, *own, **options) for I in set(sizes)}
+        return [prepared[I] for I in sizes]
+
+    def _new_y_by(self, make: Any) -> Callable[[], Any]:
+        """What makes a new y, by the library's `empty` or `zeros`."""
+        shape = (self.N, self.T, self.D * self.H)
+        if self.layout.time_major:
+            return functools.partial(self.layout.new_sequence, make, *shape, self.dtype)
+        return functools.partial(make, shape, self.dtype)  # the same with fewer calls
+
+    def with_lengths(self, lengths: Any) -> "Call":
+        """This call for samples with so many valid steps.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they do not fit.
+        """
+        if not self.layout.batched:
+            raise ValueError(f"lengths: expected None for x without samples, got {lengths!r}")
+        call = object.__new__(Call)
+        vars(call).update(vars(self))
+        call.lengths = _check_lengths(lengths, self.N, self.T)
+        call.recurrences = call._recurrences_for(call.lengths)
+        call._new_y = call._new_y_by(call.xp.zeros)  # padded outputs are 0
+        return call
 
     def _elsewhere(self, packed: Packed, **arrays: Any) -> Any:
         """The arrays' device, unless it is the current one.
@@ -270,8 +297,9 @@ def call_for(
     if call is None:
         call = check(packed, x, state, time_major, precision)
         if call.N + call.T <= _LARGEST_KEPT:
-            if len(calls) >= _KEPT_CALLS:
-                calls.clear()
+            if len(calls) >= _KEPT_CALLS:  # the older half of them goes
+                for old in list(calls)[: _KEPT_CALLS // 2]:
+                    calls.pop(old, None)
             calls[key] = call
     return call
 
@@ -282,7 +310,6 @@ def check_sequence(
     h0: State,
     time_major: Any,
     precision: Any,
-    lengths: Any = None,
 ) -> Call:
     """The call of `forward` for arguments that were not seen before."""
     params = packed.params
@@ -300,13 +327,9 @@ def check_sequence(
             f"got shape {x.shape}"
         )
     N, T, _ = layout.inner(x).shape
-    if lengths is not None:
-        if not layout.batched:
-            raise ValueError(f"lengths: expected None for x without samples, got {lengths!r}")
-        lengths = _check_lengths(lengths, N, T)
     _check_state("h0", h0, packed, N, layout.batched)
     _check_precision(precision, params.dtype, packed.architecture)
-    return Call(packed.architecture, layout, N, T, lengths, precision)
+    return Call(packed.architecture, layout, N, T, precision)
 
 
 def check_step(packed: Packed, x_t: Any, h: State, time_major: bool, precision: Any) -> Call:
@@ -316,12 +339,14 @@ def check_step(packed: Packed, x_t: Any, h: State, time_major: bool, precision: 
         raise ValueError("params: expected one direction, got bidirectional params")
     common_library({"x_t": x_t, "params": params.layers[0][0].weight_ih})
     _check_same_dtype("x_t", x_t, params)
-    if x_t.ndim != 2 or x_t.shape[1] != params.input_size:
-        raise ValueError(f"x_t: expected shape (N, {params.input_size}), got {x_t.shape}")
-    _check_state("h", h, packed, x_t.shape[0], batched=True)
+    if x_t.ndim not in (1, 2) or x_t.shape[-1] != params.input_size:
+        I = params.input_size
+        raise ValueError(f"x_t: expected shape (N, {I}) or ({I},), got {x_t.shape}")
+    layout = Layout(batched=x_t.ndim == 2, time_major=False)
+    N = x_t.shape[0] if layout.batched else 1
+    _check_state("h", h, packed, N, layout.batched)
     _check_precision(precision, params.dtype, packed.architecture)
-    layout = Layout(batched=True, time_major=False)
-    return Call(packed.architecture, layout, x_t.shape[0], 1, None, precision)
+    return Call(packed.architecture, layout, N, 1, precision)
 
 
 def _check_precision(precision: Any, dtype: Any, architecture: Architecture) -> None:
@@ -373,32 +398,43 @@ def _check_same_dtype(name: str, array: Any, params: Params) -> None:
     """Refuse an array whose dtype is not that of the params."""
     if array.dtype != params.dtype:
         check_dtype(name, array.dtype)
+        if params.dtype == np.float32:
+            other = 'give init_params dtype="float64"'
+        else:  # w - rate * g does that to params where the rate is a numpy.float64
+            other = 'make params float32 by params.map(lambda w: w.astype("float32"))'
         raise TypeError(
             f"{name}: expected dtype {params.dtype}, as params, got {array.dtype}: nothing is "
-            f"promoted"
+            f"promoted; use {name}.astype(params.dtype), or {other}"
         )
 
 
 def _check_lengths(lengths: Any, N: int, T: int) -> Any:
     """`lengths` as an array, if they are N whole numbers from 0 to T."""
-    refusal = f"lengths: expected a sequence of {N} whole numbers, got {lengths!r}"
-    if type(lengths) is np.ndarray:
+    if hasattr(lengths, "to_numpy"):  # a Series of pandas or polars
+        lengths = lengths.to_numpy()
+    if type(lengths) in (np.ndarray, np.memmap):
         if lengths.dtype.kind not in "iu":
-            raise TypeError(refusal)
+            raise TypeError(_refused_lengths(lengths, N))
         check_shape("lengths", lengths, (N,), "(one for each sample)")
         values = lengths.tolist()
     else:
         if not isinstance(lengths, Sequence) or isinstance(lengths, str | bytes | bytearray):
             kind = type(lengths)  # CuPy's arrays look like NumPy's
+            refusal = _refused_lengths(lengths, N)
             raise TypeError(f"{refusal} ({kind.__module__}.{kind.__qualname__})")
         values = [whole_number(f"lengths[{i}]", length) for i, length in enumerate(lengths)]
         if len(values) != N:
-            raise ValueError(refusal)
+            raise ValueError(_refused_lengths(lengths, N))
     if values and not 0 <= min(values) <= max(values) <= T:
         raise ValueError(
             f"lengths: expected values from 0 to {T}, got {min(values)} to {max(values)}"
         )
     return np.array(values, np.intp)
+
+
+def _refused_lengths(lengths: Any, N: int) -> str:
+    """Why; made only when asked for, as showing an array takes longer than a small call."""
+    return f"lengths: expected a sequence of {N} whole numbers, got {lengths!r}"
 
 
 def _state_members(name: str, state: State, packed: Packed, optional: bool) -> tuple[Any, ...]:
@@ -413,10 +449,17 @@ def _state_members(name: str, state: State, packed: Packed, optional: bool) -> t
             f"{name}: expected {len(names)} arrays ({', '.join(names)}) for cell "
             f"{packed.architecture.cell.name!r}, got {type(state).__qualname__}"
             + (f" of {len(state)}" if isinstance(state, tuple | list) else "")
+            + _unstacking(name, state, len(names))
         )
     if not optional and any(member is None for member in state):
         raise TypeError(f"{name}: expected {len(names)} arrays, got None among them")
     return tuple(state)
+
+
+def _unstacking(name: str, state: Any, members: int) -> str:
+    """How to make a tuple of members that are stacked in one array."""
+    shape = getattr(state, "shape", ())
+    return f"; tuple({name}) makes a tuple of them" if shape[:1] == (members,) else ""
 
 
 def _check_members(

@@ -55,8 +55,40 @@ class Saved:
     def params(self) -> Params:
         return self._packed.params
 
+    def __reduce__(self) -> Any:
+        """Pickled with x, y, the weights and all values kept."""
+        call = self._call
+        if call.elsewhere is not None:
+            raise TypeError(
+                f"Saved of {call.architecture.backend.name} arrays cannot be pickled, as it holds "
+                "memory of their device: call backward in this process"
+            )
+        kinds = call.layout, call.N, call.T, call.precision, call.lengths
+        values = self._initial, self._sequences, self._values
+        return _restored, (self.params, kinds, _forms(call), values)
+
     def __repr__(self) -> str:
         return f"Saved({self.params!r})"
+
+
+def _forms(call: Call) -> list[Any]:
+    """What decides how the kernels lay out the values that they keep, for each layer."""
+    return [recurrence.form for recurrence in call.recurrences]
+
+
+def _restored(params: Params, kinds: Any, forms: list[Any], values: Any) -> Saved:
+    """`Saved` out of a pickle."""
+    layout, N, T, precision, lengths = kinds
+    packed = as_packed(params)
+    call = Call(packed.architecture, layout, N, T, precision)
+    if lengths is not None:
+        call = call.with_lengths(lengths)
+    if _forms(call) != forms:
+        raise ValueError(
+            "Saved was pickled on a CPU with vectors of another width, by which the values kept "
+            "are laid out: call backward on a machine of that kind"
+        )
+    return Saved(packed, call, *values)
 
 
 def forward(
@@ -187,9 +219,11 @@ def forward_train(
 
 def _call(packed: Packed, x: Any, h0: State, lengths: Any, time_major: Any, precision: Any) -> Call:
     """The call for the arguments of `forward`."""
-    if lengths is None and (time_major is False or time_major is True):
-        return call_for(check_sequence, packed, x, h0, time_major, precision)
-    return check_sequence(packed, x, h0, time_major, precision, lengths)
+    if time_major is False or time_major is True:
+        call = call_for(check_sequence, packed, x, h0, time_major, precision)
+    else:
+        call = check_sequence(packed, x, h0, time_major, precision)
+    return call if lengths is None else call.with_lengths(lengths)
 
 
 def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
@@ -256,20 +290,21 @@ def step(
 
     Parameters
     ----------
-    x_t : (N, I) array
-        One time step of each sample.
+    x_t : (N, I) or (I,) array
+        One time step of each sample; without samples, of one sequence.
     params : Params or Packed
         The weights, not bidirectional. `pack` them once for many steps.
     h : (L, N, H) array, optional
-        State before the step, a pair (h, c) for the LSTM; zeros by default.
+        State before the step, a pair (h, c) for the LSTM; zeros by default. (L, H) without
+        samples.
     precision : {None, "tf32", "bf16"}
         As for `forward`.
 
     Returns
     -------
-    y_t : (N, H) array
+    y_t : (N, H) or (H,) array
         Output of the last layer; a view of the new state.
-    h : (L, N, H) array, or a pair for the LSTM
+    h : (L, N, H) or (L, H) array, or a pair for the LSTM
         State after the step.
 
     Raises
@@ -286,4 +321,6 @@ def step(
     final = call.run_step(x_t[call.as_sequence], layouts, h)
     if packed is not params:
         packed.give_back()
+    if not call.layout.batched:
+        final = tuple([member[:, 0] for member in final])
     return final[0][-1], final if len(final) > 1 else final[0]

@@ -34,6 +34,7 @@ class Architecture:
         self.dtype = dtype
         self.backend: Backend = backend(library)
         self.calls: dict[Any, Any] = {}
+        self._packings: list[Any] | None = None
 
     @property
     def input_sizes(self) -> list[int]:
@@ -41,11 +42,15 @@ class Architecture:
         features = self.num_directions * self.hidden_size
         return [self.input_size] + [features] * (self.num_layers - 1)
 
-    @functools.cached_property
+    @property
     def packings(self) -> list[Any]:
         """How the backend lays out the weights of each layer."""
-        make, own = self.backend.kernels.Packing, (self.hidden_size, self.dtype)
-        return [make(self.cell, size, *own) for size in self.input_sizes]
+        # Not by `cached_property`: in Python 3.11 that holds a lock, which a child that is forked
+        # while kernels compile would wait for.
+        if self._packings is None:
+            make, own = self.backend.kernels.Packing, (self.hidden_size, self.dtype)
+            self._packings = [make(self.cell, size, *own) for size in self.input_sizes]
+        return self._packings
 
 
 # Params change at every step of training, their architecture does not.

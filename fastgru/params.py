@@ -189,13 +189,18 @@ class Params:
         if first.ndim != 2 or 0 in first.shape or first.shape[0] % gates:
             raise ValueError(
                 f"weight_ih_l0: expected shape ({gates}*H, I) for cell {cell!r}, got {first.shape}"
+                f"{_other_cells(cell, stack)}"
             )
         hidden_size, bias = first.shape[0] // gates, "bias_ih_l0" in named
         size = first.shape[1]
         for number, layer in enumerate(stack):
             expected = table.weight_shapes(size, hidden_size, bias)
             for direction, weights in enumerate(layer):
-                _check_weights(weights, expected, _suffix(number, direction), cell)
+                suffix = _suffix(number, direction)
+                try:
+                    _check_weights(weights, expected, suffix, cell)
+                except ValueError as error:
+                    raise ValueError(f"{error}{_other_cells(cell, stack)}") from None
             size = hidden_size * len(layer)
         vars(self).update(
             cell=cell,
@@ -392,6 +397,23 @@ def _check_rng(rng: Any) -> "np.random.Generator":
     return np.random.default_rng(rng)
 
 
+def _other_cells(cell: str, stack: tuple[tuple[Weights, ...], ...]) -> str:
+    """Which cells the first layer's weights are shaped for, if not for this one."""
+    arrays = dict(stack[0][0].items())
+    shapes = {name: array.shape for name, array in arrays.items()}
+    rows, *columns = shapes["weight_ih"]
+    fitting = [
+        name
+        for name, table in CELLS.items()
+        if name != cell
+        and columns
+        and rows % len(table.input_gates) == 0
+        and shapes
+        == table.weight_shapes(columns[0], rows // len(table.input_gates), "bias_ih" in shapes)
+    ]
+    return f"; these are shapes of cell {' or '.join(map(repr, fitting))}" if fitting else ""
+
+
 def _check_weights(
     weights: Weights, expected: Mapping[str, tuple[int, ...]], suffix: str, cell: str
 ) -> None:
@@ -399,7 +421,8 @@ def _check_weights(
     arrays = dict(weights.items())
     for name, shape in expected.items():
         if name not in arrays:
-            raise ValueError(f"{name}{suffix}: missing (cell {cell!r})")
+            zeros = f"; zeros of shape {shape} stand for none" if name.startswith("bias") else ""
+            raise ValueError(f"{name}{suffix}: missing (cell {cell!r}){zeros}")
         check_shape(name + suffix, arrays[name], shape, f"for cell {cell!r}")
     unknown = [name for name in arrays if name not in expected]
     if unknown:

@@ -8,48 +8,117 @@ compiling, never failing.
 import contextlib
 import functools
 import hashlib
+import importlib.abc
+import importlib.util
 import inspect
 import os
+import pkgutil
+import re
 import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 import numba
 
 from .cells import Cell
 
-_KERNELS = Path(__file__).resolve().parent
 _DIGEST_BYTES = hashlib.sha256().digest_size
+
+# Numba's settings that leave the code as it is: where it is kept, what is shown, how threads run.
+# All others belong to a kernel's key, those of later versions included. The CPU belongs to it too,
+# as the target that they have led to.
+_SETTINGS_WITHOUT_EFFECT = re.compile(
+    r"""_.* | CUDA_(?!DEBUG|ENABLE_NRT).* | DUMP_.* | .*NUM_THREADS | THREADING_LAYER.* | CACHE_.*
+    | FUNCTION_CACHE_SIZE | COLOR_SCHEME | SHOW_HELP | FULL_TRACEBACKS | DEVELOPER_MODE
+    | CAPTURED_ERRORS | DISABLE_CUDA | ENABLE_CUDASIM | FORCE_CUDA_CC | TRACE | CHROME_TRACE
+    | DEBUG_(CACHE|FRONTEND|JIT|PRINT_.*|TYPEINFER|INLINE_CLOSURE) | LLVM_PASS_TIMINGS
+    | PARALLEL_DIAGNOSTICS | GDB_BINARY | HTML | ANNOTATE | HIGHLIGHT_DUMPS | DIFF_IR
+    | DISABLE_PERFORMANCE_WARNINGS | DISABLE_TYPEINFER_FAIL_CACHE | USE_LLVMLITE_MEMORY_MANAGER
+    | CPU_NAME | CPU_FEATURES | ENABLE_AVX""",
+    re.VERBOSE,
+)
+
+
+def compiler_settings(config: ModuleType) -> list[tuple[str, str]]:
+    """Settings of a compiler, Numba's or numba-cuda's, that may change the code of a kernel."""
+    return [
+        (name, repr(value))
+        for name, value in sorted(vars(config).items())
+        if name.isupper() and not _SETTINGS_WITHOUT_EFFECT.fullmatch(name)
+    ]
 
 
 @functools.cache
-def sources_digest(target: str) -> str:
-    """Digest of the sources that may go into a kernel for a target, "cpu" or "cuda"."""
+def sources_digest(target: str) -> str | None:
+    """Digest of the modules that may go into a kernel for a target, "cpu" or "cuda".
+
+    Of their code where sources are not there, as in frozen applications; None where there is
+    neither.
+    """
     digest = hashlib.sha256()
-    for path in sorted((*_KERNELS.glob("*.py"), *_KERNELS.glob(f"{target}/*.py"))):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(_KERNELS)} {len(content)} ".encode() + content)
+    names = [*_modules(__package__), *_modules(f"{__package__}.{target}")]
+    if __name__ not in names:  # they cannot be listed here
+        return None
+    for name in sorted(names):
+        content = _content(name)
+        if content is None:
+            return None
+        digest.update(f"{name} {len(content)} ".encode() + content)
     return digest.hexdigest()
+
+
+def _modules(package: str) -> list[str]:
+    """Names of a package and of its modules, its subpackages left out."""
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
+    return [package, *(module.name for module in found if not module.ispkg)]
+
+
+def _content(name: str) -> bytes | None:
+    """What a module is made of: its source, else its code; None if its loader gives neither."""
+    spec = importlib.util.find_spec(name)
+    loader = spec.loader if spec else None
+    if not isinstance(loader, importlib.abc.InspectLoader):
+        return None
+    source = loader.get_source(name)
+    if source is not None:
+        return source.encode()
+    code = loader.get_code(name)
+    return None if code is None else _code_digest(code)
+
+
+def _code_digest(code: CodeType) -> bytes:
+    """Digest of what a code object does; where it stands in its file does not count."""
+    digest = hashlib.sha256()
+    constants = [_code_digest(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    # A set of constants is listed in another order in each process.
+    constants = [sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in constants]
+    parts = (
+        *(code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars),
+        *(code.co_argcount, code.co_kwonlyargcount, code.co_flags),
+    )
+    digest.update(repr(parts).encode())
+    return digest.digest()
 
 
 def functions_digest(functions: Iterable[Callable[..., Any]]) -> str | None:
     """Digest of these functions and of the files that define them.
 
     None where it cannot be told: there is no file to read, or a function holds outer variables.
+    Files of this package go into `sources_digest`.
     """
     digest = hashlib.sha256()
     paths = set()
     for function in functions:
         if function.__closure__:
             return None
-        code = function.__code__
         # The file alone would not tell two of its lambdas apart.
-        parts = (code.co_code, code.co_consts, code.co_names)
-        digest.update(repr(parts).encode())
-        paths.add(inspect.getsourcefile(function))
+        digest.update(_code_digest(function.__code__))
+        if function.__module__.rpartition(".")[0] != __package__:
+            paths.add(inspect.getsourcefile(function))
     for path in sorted(str(p) for p in paths):
         try:
             digest.update(Path(path).read_bytes())
@@ -59,14 +128,20 @@ def functions_digest(functions: Iterable[Callable[..., Any]]) -> str | None:
 
 
 def folder() -> Path | None:
-    """Folder of the cache: NUMBA_CACHE_DIR, else the user's cache folder; None if there is none."""
+    """Folder of the cache: NUMBA_CACHE_DIR, else the user's cache folder; None if there is none.
+
+    A relative path in XDG_CACHE_HOME is ignored, as that variable's specification asks.
+    """
     if numba.config.CACHE_DIR:
         return Path(numba.config.CACHE_DIR) / "fastgru"
     base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    if base and Path(base).is_absolute():
+        return Path(base) / "fastgru"
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "fastgru"
+        home = Path.home()
     except RuntimeError:  # no home folder
         return None
+    return home / ".cache" / "fastgru" if home.is_absolute() else None
 
 
 def _is_private(path: Path) -> bool:

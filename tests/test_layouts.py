@@ -1,7 +1,7 @@
 """Layouts, strides and memory: what may come in, and what results share with it."""
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from problems import (
 )
 
 import fastgru
+from fastgru import packed
 from fastgru.kernels.cells import CELLS
-from fastgru.kernels.cpu import memory, recurrence
+from fastgru.kernels.cpu import layer, memory, recurrence
 
 N, T, I, H = 3, 4, 3, 5  # the sizes that `draw` gives
 LENGTHS = [2, 0, 4]
@@ -265,21 +266,32 @@ def test_scratch_memory_is_kept_up_to_a_size() -> None:
     assert pool.borrow((1 << 24) - 1).size == 1 << 24
 
 
+@pytest.fixture
+def nothing_prepared() -> Iterator[None]:
+    """Calls that are prepared anew, and not kept for other tests."""
+    for forget in (packed._architecture.cache_clear, layer.layer_for.cache_clear):
+        forget()
+    yield
+    for forget in (packed._architecture.cache_clear, layer.layer_for.cache_clear):
+        forget()
+
+
 @pytest.mark.parametrize("sizes", [(3, 4, 3, 5), (2, 5, 17, 33), (9, 3, 1, 16)])
 @each_cell
 def test_what_scratch_memory_holds_has_no_effect(
-    cell: str, sizes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+    cell: str,
+    sizes: tuple[int, int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_prepared: None,
 ) -> None:
-    """Kernels read more than they wrote: padding, and what follows the last row.
-
-    With lengths, so that each call is prepared anew, with its own pool.
-    """
+    """Kernels read more than they wrote: padding, and what follows the last row."""
     lengths = np.arange(sizes[0]) % (sizes[1] + 1)
 
     def solved(content: float) -> Any:
         fresh = memory.Pool(np.dtype("float32"))
         monkeypatch.setattr(fresh, "_shelves", [Filled(s, content) for s in fresh._shelves])
-        monkeypatch.setattr(recurrence, "pool", lambda dtype: fresh)
+        monkeypatch.setattr(layer, "pool", lambda dtype: fresh)
+        monkeypatch.setattr(recurrence, "layer_for", layer.Layer)
         problem = draw(cell, sizes, dtype="float32", lengths=lengths, D=2)
         return solve(problem)
 

@@ -22,16 +22,16 @@ from fastgru.kernels.cpu import threads as choice
 PROBLEM = """
 import numpy as np
 import fastgru
-from fastgru.kernels.cpu import recurrence, threads
+from fastgru.kernels.cpu import layer, threads
 
 ways = []
-split = recurrence.split
+split = layer.split
 
 def remember(*sizes):
     ways.append(split(*sizes))
     return ways[-1]
 
-recurrence.split = remember
+layer.split = remember
 # Neither a busy machine nor a trial must keep these calls from their threads.
 threads._SHORTEST_PAUSE = threads._LONGEST_PAUSE = threads._TRIAL_CALL = 0
 rng = np.random.default_rng(0)
@@ -111,15 +111,20 @@ def test_threads_share_units_of_every_cell() -> None:
         import toys
         from problems import assert_same_bits, draw, solve
         from fastgru.kernels.cpu import recurrence
-        recurrence._GRADIENT_BLOCK_BYTES, recurrence._GRADIENT_BLOCK_ROWS = 1, 20
+        layer._GRADIENT_BLOCK_BYTES, layer._GRADIENT_BLOCK_ROWS = 1, 20
         compared = 0
+
+        def forget(params):
+            fastgru.pack(params).architecture.calls.clear()
+            layer.layer_for.cache_clear()
+
         for cell in fastgru.cells():
             for dtype in ("float32", "float64"):
                 for N, lengths in ((1, None), (3, (4, 0, 7)), (9, None)):
                     problem = draw(cell, (N, 7, 5, 67), L=2, D=2, lengths=lengths, dtype=dtype)
                     threads._SMALLEST_PARALLEL_WORK = 10**9
                     alone = solve(problem)
-                    fastgru.pack(problem.params).architecture.calls.clear()  # prepared for one
+                    forget(problem.params)  # what was prepared for one
                     threads._SMALLEST_PARALLEL_WORK, threads._SMALLEST_SHARE = 0, 1e-9
                     threads._OWN_ROWS, threads._MORE_ROWS_AT_ONCE = ((10**9, 5),), 4
                     for count in (2, 3):
@@ -337,13 +342,13 @@ def test_one_thread_where_several_are_slower() -> None:
         now = [100.0]
         threads.time.perf_counter = lambda: now[0]
         pace = threads.Pace()
-        print(*(pace.choose(2) for _ in range(4)))
+        print(*(pace.choose(2, 1) for _ in range(4)))
         for call in "2 3.0", "2 3.0", "1 2.0", "2 2.1", "2 2.5", "2 1.0", "2 2.3":
             count, seconds = call.split()
-            pace.record(int(count), float(seconds))
+            pace.record(int(count), float(seconds), 1)
             print(threads.allowed_threads(10**9))
         def pauses(seconds, start):
-            pace.record(2, seconds)
+            pace.record(2, seconds, 1)
             for at in (start, start + 0.1):
                 now[0] = at
                 print(threads.allowed_threads(10**9))
@@ -377,11 +382,11 @@ def test_one_thread_where_others_sleep() -> None:
         threads.time.perf_counter = lambda: now[0]
         for alone in (0.0019, 0.0021):
             pace = threads.Pace()
-            pace.record(1, alone)
+            pace.record(1, alone, 1)
             for idle in (0.0009, 0.0011):
                 now[0] += idle
-                print(pace.choose(2))
-                pace.record(2, alone)
+                print(pace.choose(2, 1))
+                pace.record(2, alone, 1)
         """,
         NUMBA_NUM_THREADS="2",
     )
@@ -393,7 +398,7 @@ def test_durations_of_calls_are_recorded() -> None:
         """
         import time
         found = []
-        def record(pace, count, seconds):
+        def record(pace, count, seconds, work):
             found.append((count, seconds))
         threads.Pace.record = record
         start = time.perf_counter()

@@ -6,6 +6,8 @@ layouts and bad input is decided by the caller.
 
 from typing import Any
 
+import numpy as np
+
 from ..ragged import ragged_rows
 from ..store import folder
 from .recurrence import Recurrence
@@ -27,8 +29,8 @@ device_of = None  # memory is one
 
 
 def copy(array: Any) -> Any:
-    """A copy of an array."""
-    return array.copy()
+    """A copy of an array, in memory: also of one that is mapped from a file."""
+    return np.array(array)
 
 
 def precisions(dtype: Any) -> tuple[str | None, ...]:

@@ -51,10 +51,6 @@ def make_backpropagation() -> Callable[..., None]:
         inputs,  # (products * _OF_INPUT,) of `InputProduct`
         products,  # (products * _OF_PRODUCT,) of `WeightProduct`
         gate_rows,  # which gate of the weights each block of pre-activations belongs to, by product
-        ends,  # (blocks + 1,) where blocks of steps end, the last ones first, and 0
-        order,  # (N,) sample of each sorted row
-        lengths,  # (N,) steps of each sorted row, longest first
-        offset,  # (T + 1,) packed rows before each step
         H,
         unit,  # H in whole vectors
         d_row,  # elements of a row of `d`
@@ -63,6 +59,10 @@ def make_backpropagation() -> Callable[..., None]:
         block_rows,  # rows a block, of the loop over steps
         loop_workers,  # threads of that loop
         threads,  # threads that may be used
+        ends,  # (blocks + 1,) where blocks of steps end, the last ones first, and 0
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row, longest first
+        offset,  # (T + 1,) packed rows before each step
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
         has_dy,
         layer,  # which layer and direction of `initial` and `dstate_out`
@@ -79,7 +79,7 @@ def make_backpropagation() -> Callable[..., None]:
         dbias_ih_out,  # (gates * H,), or empty
         dbias_hh_out,
         d,  # (packed rows of a block of steps * d_row + `weight_gradient_overrun`,) scratch
-        sums,  # (sum of the products' sums_size,) scratch
+        sums,  # (sum of the products' sums_size,) scratch; twice as many where totals are needed
         work,  # (threads * worker_size,) scratch
         meeting,  # of the loop's workers if they share blocks, else empty; see `team`
     ):
@@ -105,6 +105,9 @@ def make_backpropagation() -> Callable[..., None]:
                         order, lengths, offset, first, last, reverse, dx_out, at_once, work,
                         worker_size, np.intp(number), workers,
                     )  # fmt: skip
+            to_totals = 0  # totals come after the sums of all products
+            for i in range(0, len(products), _OF_PRODUCT):
+                to_totals += products[i + 6]
             sums_start = 0
             for i in range(0, len(products), _OF_PRODUCT):
                 # One by one, in the order of `WeightProduct`: parallel loops take no named tuples.
@@ -120,8 +123,8 @@ def make_backpropagation() -> Callable[..., None]:
                     call_at(
                         address, source, initial[0], layer, order, lengths, offset, first, last,
                         reverse, saved, value_row, d, d_row, pre, unit, H, rows_of_gates,
-                        dweight_out, dbias_out, sums, sums_start, block == 0, first == 0, work,
-                        worker_size, np.intp(number), members,
+                        dweight_out, dbias_out, sums, sums_start, to_totals, block == 0, first == 0,
+                        work, worker_size, np.intp(number), members,
                     )  # fmt: skip
                 sums_start += sums_size
 

@@ -15,6 +15,7 @@ from numba.extending import register_jitable
 
 from ..cells import Cell
 from ..plan import phase_plans
+from .float_mode import enter_ieee_mode, restore_mode
 from .plan import GROUP, GROUP_BITS, backward_layout, chain, first_of_group, row_sizes, units_of
 from .product import make_share_out, product
 from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
@@ -142,6 +143,7 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
         share = join(meeting, worker, workers)
         if share.block < 0:
             return
+        mode = enter_ieee_mode()
         N, H = order.shape[0], y.shape[2]
         size = row_sizes(num_pre, num_values, 0, H, lanes)
         units = units_of(share.rank, share.members, H, lanes)
@@ -186,5 +188,6 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
                 )  # fmt: skip
 
             store_state(dstate_out, layer, order, first, rows, units, work, at.dstate, size)
+        restore_mode(mode)
 
     return backward

@@ -121,7 +121,7 @@ def _load_or_compile(dispatcher: Any, kinds: tuple[Any, ...], cache: KernelCache
     """Compile a dispatcher for one signature and no other, by the cache if there is one."""
     if numba.config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set: these kernels exist only compiled")
-    if cache is not None:
+    if cache is not None and cache.is_exact:
         dispatcher._cache = cache
     dispatcher.compile(types.void(*kinds))
     dispatcher.disable_compile()
@@ -163,15 +163,20 @@ class ThreadedKernel(Kernel):
     def __init__(self, dispatcher: Any, threads: Callable[..., None]) -> None:
         super().__init__(dispatcher)
         self._threads = threads
+        # Not by `cached_property`: in Python 3.11 that holds a lock, which a child that is forked
+        # meanwhile would wait for.
+        self._kept_parallel: Callable[..., None] | None = None
 
-    @functools.cached_property
+    @property
     def _parallel(self) -> Callable[..., None]:
         """The compiled parallel launcher, for this kernel."""
-        kinds = (types.intp, *self._signature.args)
-        cache = KernelCache(self._threads.__qualname__)
-        dispatcher = numba.njit(nogil=True, parallel=True, **_UNCOUNTED)(self._threads)
-        launch = _load_or_compile(dispatcher, kinds, cache).get_overload(kinds)
-        return functools.partial(launch, self.address)
+        if self._kept_parallel is None:
+            kinds = (types.intp, *self._signature.args)
+            cache = KernelCache(self._threads.__qualname__)
+            dispatcher = numba.njit(nogil=True, parallel=True, **_UNCOUNTED)(self._threads)
+            launch = _load_or_compile(dispatcher, kinds, cache).get_overload(kinds)
+            self._kept_parallel = functools.partial(launch, self.address)
+        return self._kept_parallel
 
     def on(self, workers: int) -> Callable[..., None]:
         """What runs so many workers, like `call`; its last two arguments are 0 and `workers`."""

@@ -24,20 +24,25 @@ class KernelCache(_Cache):
     Parameters
     ----------
     key : str
-        What, beyond the kernels' sources, decides the code: function, cell, options.
+        What, beyond the kernels' sources and Numba's settings, decides the code: function, cell,
+        options.
 
     Attributes
     ----------
     digest : str
-        Of the key, the sources and the versions of the compilers.
+        Of the key, the sources, the versions of the compilers and their settings.
+    is_exact : bool
+        Whether that is all that decides the code: else nothing may be kept.
     """
 
     def __init__(self, key: str) -> None:
+        sources = store.sources_digest("cpu")
         parts = (
             *(sys.implementation.cache_tag, numba.__version__, llvmlite.__version__),
-            *(store.sources_digest("cpu"), key),
+            *(sources, store.compiler_settings(numba.config), key),
         )
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        self.is_exact = sources is not None
 
     @property
     def cache_path(self) -> str:

@@ -17,6 +17,7 @@ from numba.extending import register_jitable
 
 from ..cells import Cell
 from ..plan import phase_plans
+from .float_mode import enter_ieee_mode, restore_mode
 from .launch import call_at
 from .plan import chain, first_of_group, forward_layout, group_bits, row_sizes, units_of
 from .product import make_share_out, product
@@ -150,12 +151,12 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
     step_phases = chain([inlined(_make_phase(cell, n, lanes)) for n in phases])
 
     def forward(
-        order,  # (N,) sample of each sorted row
-        lengths,  # (N,) steps of each sorted row, longest first
-        offset,  # (T + 1,) packed rows before each step
         worker_size,  # elements of `work` that a worker has
         block_rows,  # rows a block
         steps,  # steps a block
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row, longest first
+        offset,  # (T + 1,) packed rows before each step
         x,  # (N, T, I), any strides
         initial,  # for each member of the state (layers * directions, N, H), any strides
         layer,  # which layer and direction of `initial` and `final_out`
@@ -173,6 +174,7 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
         share = join(meeting, worker, workers)
         if share.block < 0:
             return
+        mode = enter_ieee_mode()
         N, I, H = order.shape[0], x.shape[2], y_out.shape[2]
         size = row_sizes(num_pre, num_values, I, H, lanes)
         units = units_of(share.rank, share.members, H, lanes)
@@ -223,18 +225,19 @@ def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
                     pre += running_rows * size.pre
 
             store_state(final_out, layer, order, first, rows, units, work, at.state, size)
+        restore_mode(mode)
 
     return forward
 
 
 def forward_threads(
-    address, order, lengths, offset, worker_size, block_rows, steps, x, initial, layer, reverse,
+    address, worker_size, block_rows, steps, order, lengths, offset, x, initial, layer, reverse,
     weights, y_out, final_out, values_out, keep, work, meeting, worker, workers,
 ):  # fmt: skip
     """Run the forward loop's workers on threads."""
     for number in prange(worker, workers):
         call_at(
-            address, order, lengths, offset, worker_size, block_rows, steps, x, initial, layer,
+            address, worker_size, block_rows, steps, order, lengths, offset, x, initial, layer,
             reverse, weights, y_out, final_out, values_out, keep, work, meeting, np.intp(number),
             workers,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from .. import primitives
-from .simd import Vec, call_llvm, constant, constants, has_avx512, lower_on_vec
+from .simd import Vec, constant, constants, has_avx512, lower_on_vec, multiply_add
 
 
 class _Format(NamedTuple):
@@ -61,7 +61,7 @@ class _Maths:
         return constant(self.vec, value)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return call_llvm(self.builder, self.vec, "fma", a, b, c)
+        return multiply_add(self.builder, self.vec, a, b, c)
 
     def select(self, comparison: str, a: Any, b: Any, then: Any, other: Any) -> Any:
         return self.builder.select(self.builder.fcmp_ordered(comparison, a, b), then, other)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import prange
 
+from .float_mode import enter_ieee_mode, restore_mode
 from .launch import call_at
 from .plan import units_of
 from .squares import load_square, store_leading, transposed
@@ -30,6 +31,7 @@ def make_pack(lanes: int) -> Callable[..., None]:
         worker,  # which share of the panels to do
         workers,
     ):
+        mode = enter_ieee_mode()
         num_pre, unit = len(bias_rows) // 2, (H + lanes - 1) // lanes * lanes
         if worker == 0 and not by_columns:
             packed_out[: num_pre * unit] = 0
@@ -68,6 +70,7 @@ def make_pack(lanes: int) -> Callable[..., None]:
                             square = transposed(load_square(weight, row, k, rows, columns))
                             to = at + k * gates * lanes
                             store_leading(packed_out, to, gates * lanes, columns, square)
+        restore_mode(mode)
 
     return pack
 

@@ -7,9 +7,10 @@ those that it replaces:
                           + sum over blocks and k of A[row, block, k] * B[panel, block, k, gate]
 
 where a panel is one SIMD vector of units and B is packed so that it is read in order. The sums of a
-tile of rows and panels stay in registers while k runs. Each sum is one accumulator over ascending k
-whatever the tile, so no result depends on how rows are grouped. It starts at 0, and S is added in
-the end: sums of sums round less, and a short sum does not wait for S.
+tile of rows and panels stay in registers while k runs. Each sum is one accumulator over ascending
+k, or one for each chunk of a long block, whatever the tile, so no result depends on how rows are
+grouped. It starts at 0, and is added to S, or to the chunks before, in the end: sums of sums round
+less, and a short sum does not wait for S.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from numba.extending import intrinsic, register_jitable
 
 from .plan import GROUP
 from .simd import NEAR_CACHE, element_pointer, literal, register_count, vec_of
-from .tile import Ahead, Operands, emit_tile
+from .tile import CHUNK, Ahead, Operands, emit_tile
 
 
 def tile_shapes(gates: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -162,6 +163,10 @@ def product(
         asked = cgutils.alloca_once(builder, integer)  # tiles that have asked, of these panels
         asked_in_all = cgutils.alloca_once_value(builder, integer(0))
 
+        shift = integer(CHUNK.bit_length() - 1)
+        chunks_of_block = builder.ashr(builder.add(K, integer(CHUNK - 1)), shift)
+        chunks = builder.mul(blocks, chunks_of_block)
+
         (full_rows, full_panels), *smaller = tile_shapes(literal(gates))
         heights = pair_heights(literal(gates))
 
@@ -224,7 +229,7 @@ def product(
                 builder.gep(first_a, [builder.mul(at_row, a_row)]),
                 *(a_row, a_block, a_k),
                 builder.gep(first_b, [builder.mul(at_panel, b_panel)]),
-                *(b_panel, b_k, blocks, K),
+                *(b_panel, b_k, blocks, K, chunks),
             )
             ahead = needed_soon(builder.add(at_panel, integer(tile_panels))) if asks else None
             emit_tile(builder, vec, operands, ahead, tile_rows, tile_panels, literal(gates))
@@ -238,8 +243,10 @@ def product(
             builder.branch(test)
             builder.position_at_end(test)
             before = builder.load(counter)
-            following = builder.add(before, integer(needed))
-            builder.cbranch(builder.icmp_signed("<=", following, limit), body, end)
+            # Not `before + needed <= limit`: where a loop has become empty, LLVM then counts its
+            # rounds by a division of 128 bits, a function that no Arm process has (LLVM 20 to 22).
+            end_of_starts = builder.sub(limit, integer(needed - 1))
+            builder.cbranch(builder.icmp_signed("<", before, end_of_starts), body, end)
             builder.position_at_end(body)
             yield
             builder.store(builder.add(before, integer(step or needed)), counter)

@@ -8,14 +8,13 @@ compiles for; the same source serves AVX-512, AVX2, SSE and NEON.
 import functools
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import (
     intrinsic,
@@ -28,28 +27,51 @@ from numba.extending import (
 from .. import primitives
 
 
+class Target(NamedTuple):
+    """What Numba's compiler is told to compile for."""
+
+    triple: str
+    cpu: str
+    features: frozenset[str]  # those switched on
+
+    @property
+    def is_arm64(self) -> bool:
+        """Whether it is 64-bit Arm, which macOS calls arm64; no features are reported there."""
+        return self.triple.startswith(("aarch64", "arm64"))
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether it is x86 with 64 bits."""
+        return self.triple.startswith(("x86_64", "amd64"))
+
+
 @functools.cache
-def cpu_features() -> frozenset[str]:
-    """Features of the CPU that Numba compiles for (NUMBA_CPU_FEATURES, else the host's)."""
-    text = numba.config.CPU_FEATURES
-    if text is None:
-        text = llvmlite.binding.get_host_cpu_features().flatten()
-    return frozenset(f[1:] for f in text.split(",") if f.startswith("+"))
+def target() -> Target:
+    """The target of Numba's compiler: NUMBA_CPU_NAME, NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX
+    count, and so does what Numba switches off by itself.
+    """
+    triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()
+    return Target(triple, cpu, frozenset(f[1:] for f in features.split(",") if f.startswith("+")))
 
 
 def has_avx512() -> bool:
     """Whether vectors are AVX-512's."""
-    return "avx512f" in cpu_features()
+    return "avx512f" in target().features
+
+
+def has_fma() -> bool:
+    """Whether there is an instruction that multiplies and adds; else LLVM would call a function."""
+    return target().is_arm64 or has_avx512() or "fma" in target().features
 
 
 def register_bits() -> int:
     """Width of the widest vector register."""
-    return 512 if has_avx512() else 256 if "avx2" in cpu_features() else 128
+    return 512 if has_avx512() else 256 if "avx2" in target().features else 128
 
 
 def register_count() -> int:
     """Number of vector registers: 16 on x86 before AVX-512, else 32."""
-    return 32 if has_avx512() or "neon" in cpu_features() else 16
+    return 32 if has_avx512() or target().is_arm64 else 16
 
 
 def lanes_of(dtype: types.Float) -> int:
@@ -140,6 +162,13 @@ def call_llvm(builder: Any, vec: Vec, name: str, *args: Any) -> Any:
     kind = ir.FunctionType(vec.ir, [vec.ir] * len(args))
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{vec.suffix}")
     return builder.call(function, args)
+
+
+def multiply_add(builder: Any, vec: Vec, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c``, rounded once where there is an instruction for it, else twice."""
+    if has_fma():
+        return call_llvm(builder, vec, "fma", a, b, c)
+    return builder.fadd(builder.fmul(a, b), c)
 
 
 lower_on_vec(operator.add, 2)(lambda builder, vec, a, b: builder.fadd(a, b))

@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .simd import CACHE_LINE, cpu_features, element_pointer, inlined, prefetch
+from .simd import CACHE_LINE, element_pointer, inlined, prefetch, target
 
 # Words of a meeting place, on cache lines of their own.
 _JOINED, _MEMBERS, _ARRIVED = 0, 16, 32
@@ -60,10 +60,16 @@ def _pause(typing: Any) -> Any:
     """Tell the core that this is a waiting loop, where there is an instruction for it."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if "sse2" in cpu_features():
-            kind = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse2.pause"
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        number = ir.IntType(32)
+        if target().is_x86:
+            name, arguments = "llvm.x86.sse2.pause", []
+        elif target().is_arm64:
+            # The hint meant for this takes no time on most cores; this one waits for the pipeline.
+            name, arguments = "llvm.aarch64.isb", [number(15)]
+        else:
+            return context.get_dummy_value()
+        kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
         return context.get_dummy_value()
 
     return types.void(), emit

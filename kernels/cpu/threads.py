@@ -1,14 +1,12 @@
 """How many threads a call may use, and how they share its rows and units."""
 
 import math
-import multiprocessing
-import os
 import time
 from typing import NamedTuple
 
 import numba
-from numba.np.ufunc import parallel as numba_pool
 
+from . import thread_pool
 from .simd import NEAR_CACHE
 
 # A parallel region costs 1 to 3 µs on a warm pool; work of fewer multiply-adds than this (15 to 25
@@ -63,7 +61,6 @@ _LONGEST_PAUSE_TIME = 1.0
 # Which of the calls of one kind is made on one thread, to know how long that takes.
 _TRIAL_CALL = 2
 
-_pool_process: int | None = None
 _paused_until = 0.0
 _last_call = 0.0  # when a call that may use several threads ended
 
@@ -76,45 +73,43 @@ def is_small(work: int) -> bool:
 def allowed_threads(work: int) -> int:
     """Threads for a call of so many multiply-adds; 1 means the serial kernel, without a region.
 
-    Numba's pool does not survive a fork, and its `workqueue` layer aborts the process when two
-    Python threads enter it: there the serial kernel is the only safe one.
+    Numba's pool does not survive a fork (see `thread_pool`), and its `workqueue` layer aborts the
+    process when two Python threads enter it: there the serial kernel is the only safe one.
     """
-    global _pool_process
-    if is_small(work) or time.perf_counter() < _paused_until:
+    if is_small(work) or time.perf_counter() < _paused_until or not thread_pool.is_usable():
         return 1
-    if _pool_process is None:
-        inherited = numba_pool._is_initialized and multiprocessing.parent_process() is not None
-        _pool_process = -1 if inherited else os.getpid()
-    if _pool_process != os.getpid():
-        return 1
-    threads = numba.get_num_threads()  # starts the pool, so that its layer is known
-    return 1 if numba.threading_layer() == "workqueue" else threads
+    thread_pool.start()
+    return 1 if numba.threading_layer() == "workqueue" else numba.get_num_threads()
 
 
 class Pace:
-    """How fast one kind of call is on one thread; ends that on several where they are slower."""
+    """How fast one kind of call is on one thread; ends that on several where they are slower.
+
+    Calls of one kind may differ in length: what counts is the time a multiply-add.
+    """
 
     def __init__(self) -> None:
         self._calls = 0
-        self._alone = math.inf
+        self._alone = math.inf  # seconds a multiply-add on one thread
         self._was_slow = False
         self._pause = _SHORTEST_PAUSE
 
-    def choose(self, threads: int) -> int:
-        """Threads for the next call, of those that it may use."""
+    def choose(self, threads: int, work: int) -> int:
+        """Threads for the next call, of so many multiply-adds, of the threads that it may use."""
         self._calls += 1
         is_trial = self._calls == _TRIAL_CALL
         wakes_pool = time.perf_counter() - _last_call > _SOON
-        return 1 if is_trial or (wakes_pool and self._alone < _SHORT) else threads
+        return 1 if is_trial or (wakes_pool and self._alone * work < _SHORT) else threads
 
-    def record(self, threads: int, seconds: float) -> None:
+    def record(self, threads: int, seconds: float, work: int) -> None:
         """Note the duration of a call that has just ended."""
         global _paused_until, _last_call
         _last_call = time.perf_counter()
+        pace = seconds / max(1, work)
         if threads == 1:
-            self._alone = min(seconds, self._alone)
+            self._alone = min(pace, self._alone)
             return
-        is_slow = seconds > 1.1 * self._alone
+        is_slow = pace > 1.1 * self._alone
         if is_slow and self._was_slow:
             longest = max(_LONGEST_PAUSE_TIME, _SHORTEST_PAUSE * seconds)
             pause = min(self._pause * seconds, longest)
@@ -181,5 +176,10 @@ def _rows_a_block(rows: int, most: int) -> int:
 
 def describe_threads() -> str:
     """Numba's threading layer and number of threads."""
-    threads = numba.get_num_threads()  # starts the pool
-    return f"{threads}, layer {numba.threading_layer()}"
+    if not thread_pool.is_usable():
+        return "1, as this process was forked from one that had loaded OpenMP or TBB"
+    thread_pool.start()
+    layer, threads = numba.threading_layer(), numba.get_num_threads()
+    if layer == "workqueue":
+        return f"1, layer {layer}, which is not safe from several Python threads"
+    return f"{threads}, layer {layer}"

@@ -17,6 +17,7 @@ import numpy as np
 from cuda.bindings import driver, nvjitlink
 from numba import cuda
 from numba.cuda import types
+from numba.cuda.core import config
 
 from .. import store
 
@@ -194,16 +195,18 @@ class Kernel:
 
     def assembled(self, capability: tuple[int, int]) -> Assembled:
         """The machine code for a compute capability, from the disk if it is there."""
+        sources = store.sources_digest("cuda")
         parts = (
-            numba_cuda.__version__, nvjitlink.version(), store.sources_digest("cuda"),
+            numba_cuda.__version__, nvjitlink.version(), sources, store.compiler_settings(config),
             self._function.__qualname__, self._key, str(self._dtype), capability, self._threads,
         )  # fmt: skip
-        kept = store.read(parts) if self._key is not None else None
+        is_exact = None not in (sources, self._key)  # whether these parts decide the code
+        kept = store.read(parts) if is_exact else None
         if kept is not None:
             name, _, code = kept.partition(b"\0")
             return Assembled(name.decode(), code, "")
         made = assemble(self._function, self._dtype, capability, self._threads)
-        if self._key is not None:
+        if is_exact:
             store.write(parts, made.name.encode() + b"\0" + made.code)
         return made
 
