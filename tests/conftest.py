@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import problems
+import programs
 import pytest
 import toys  # noqa: F401
 
@@ -56,6 +57,14 @@ def library(request: pytest.FixtureRequest) -> problems.Library:
         return problems.NUMPY
     found: problems.Library = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture(scope="session")
+def needs_omp() -> None:
+    """Skip where Numba has no OpenMP layer."""
+    out = programs.run("import numba; numba.get_num_threads(); print(numba.threading_layer())")
+    if out.strip() != "omp":
+        pytest.skip(f"Numba's layer here is {out.strip()}")
 
 
 @pytest.fixture

@@ -4,77 +4,13 @@ Each check of results runs in a process of its own: what is tested is the state 
 thread pool.
 """
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
+from programs import run
 
 from fastgru.kernels.cpu import team
 from fastgru.kernels.cpu import threads as choice
-
-# Large enough for the parallel kernels, see `fastgru.kernels.cpu.threads`: the first batch is split
-# by rows, the second one by units, as it has few rows, and so is the third, for its many weights.
-# The fourth has rows of all lengths, so that threads have two blocks of them, or one at the end.
-PROBLEM = """
-import numpy as np
-import fastgru
-from fastgru.kernels.cpu import layer, threads
-
-ways = []
-split = layer.split
-
-def remember(*sizes):
-    ways.append(split(*sizes))
-    return ways[-1]
-
-layer.split = remember
-# Neither a busy machine nor a trial must keep these calls from their threads.
-threads._SHORTEST_PAUSE = threads._LONGEST_PAUSE = threads._TRIAL_CALL = 0
-rng = np.random.default_rng(0)
-
-def draw(N, T, I, H):
-    params = fastgru.init_params(I, H, rng=0)
-    x, dy = (rng.standard_normal((N, T, size)).astype("float32") for size in (I, H))
-    return params, x, dy
-
-problems = [draw(24, 30, 32, 64), draw(2, 40, 24, 100), draw(30, 6, 40, 512), draw(25, 48, 32, 64)]
-lengths = [None, None, None, 2 * np.arange(25)]
-params, x, dy = problems[0]
-
-def everything():
-    arrays = []
-    for (params, x, dy), steps in zip(problems, lengths):
-        y, h_n, saved = fastgru.forward_train(x, params, lengths=steps)
-        gradients = fastgru.backward(saved, dy)
-        arrays += [y, h_n, gradients.x, gradients.h0, *gradients.params.to_dict().values()]
-    return b"".join(a.tobytes() for a in arrays)
-"""
-
-
-def run(code: str, **environment: Any) -> str:
-    """Output of a program that starts with the problem above."""
-    program = textwrap.dedent(PROBLEM) + textwrap.dedent(code)
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,  # compiling every cell, where the cache is empty
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.fixture(scope="module")
-def needs_omp() -> None:
-    """Skip where Numba has no OpenMP layer."""
-    out = run("import numba; numba.get_num_threads(); print(numba.threading_layer())")
-    if out.strip() != "omp":
-        pytest.skip(f"Numba's layer here is {out.strip()}")
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
@@ -110,7 +46,6 @@ def test_threads_share_units_of_every_cell() -> None:
         import numba
         import toys
         from problems import assert_same_bits, draw, solve
-        from fastgru.kernels.cpu import recurrence
         layer._GRADIENT_BLOCK_BYTES, layer._GRADIENT_BLOCK_ROWS = 1, 20
         compared = 0
 
@@ -257,59 +192,6 @@ def test_many_python_threads_at_once(needs_omp: None) -> None:
         workers = [threading.Thread(target=work) for _ in range(4)]
         [w.start() for w in workers], [w.join() for w in workers]
         assert found == [expected] * 20
-        """,
-        NUMBA_NUM_THREADS="2",
-        NUMBA_THREADING_LAYER="omp",
-    )
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_child_processes(needs_omp: None, method: str) -> None:
-    """After parallel work in the parent: Numba kills a forked child that goes parallel."""
-    run(
-        """
-        import concurrent.futures, multiprocessing, os
-        expected = everything()
-        assert threads.allowed_threads(10**9) > 1
-        if METHOD == "fork":
-            context = multiprocessing.get_context("fork")
-            with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-                assert [f.result() for f in [pool.submit(everything) for _ in range(4)]] == (
-                    [expected] * 4
-                )
-            child = os.fork()
-            if child == 0:
-                os._exit(0 if everything() == expected else 3)
-            assert os.waitpid(child, 0)[1] == 0
-        else:
-            import subprocess, sys
-            # A spawned process is a new interpreter; this one has no importable main module.
-            again = subprocess.run(
-                [sys.executable, "-c", SOURCE], check=True, capture_output=True
-            ).stdout
-            assert again == expected
-        """.replace("METHOD", repr(method)).replace(
-            "SOURCE",
-            repr(PROBLEM + "\nimport sys; sys.stdout.buffer.write(everything())"),
-        ),
-        NUMBA_NUM_THREADS="2",
-        NUMBA_THREADING_LAYER="omp",
-    )
-
-
-def test_child_of_a_parent_that_used_numba_itself(needs_omp: None) -> None:
-    """The pool was started by the host before the fork; the library is first used after it."""
-    run(
-        """
-        import multiprocessing, numba
-        numba.get_num_threads()
-        @numba.njit(parallel=True)
-        def host(a):
-            for i in numba.prange(len(a)):
-                a[i] += 1
-        host(np.zeros(1000))
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            assert pool.apply(everything) == everything()
         """,
         NUMBA_NUM_THREADS="2",
         NUMBA_THREADING_LAYER="omp",

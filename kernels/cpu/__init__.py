@@ -10,6 +10,7 @@ import numpy as np
 
 from ..ragged import ragged_rows
 from ..store import folder
+from .build import kernel_makers
 from .recurrence import Recurrence
 from .simd import register_bits, register_count
 from .threads import describe_threads
@@ -21,6 +22,7 @@ __all__ = [
     "copy",
     "describe",
     "device_of",
+    "kernel_makers",
     "precisions",
     "ragged_rows",
 ]

@@ -3,13 +3,14 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import types
 
 from ..cells import Cell, Operand
+from ..plan import PhasePlan, phase_plans
 from ..store import functions_digest
 from . import backpropagation, backward, forward, gradients, packing
 from . import maths as _maths  # noqa: F401 - teaches Numba the primitives that cells call
@@ -165,22 +166,25 @@ class ThreadedKernel(Kernel):
         self._threads = threads
         # Not by `cached_property`: in Python 3.11 that holds a lock, which a child that is forked
         # meanwhile would wait for.
-        self._kept_parallel: Callable[..., None] | None = None
+        self._launcher: Kernel | None = None
 
     @property
-    def _parallel(self) -> Callable[..., None]:
-        """The compiled parallel launcher, for this kernel."""
-        if self._kept_parallel is None:
+    def launcher(self) -> Kernel:
+        """What runs this kernel on threads; its first argument is the kernel's address."""
+        if self._launcher is None:
             kinds = (types.intp, *self._signature.args)
             cache = KernelCache(self._threads.__qualname__)
             dispatcher = numba.njit(nogil=True, parallel=True, **_UNCOUNTED)(self._threads)
-            launch = _load_or_compile(dispatcher, kinds, cache).get_overload(kinds)
-            self._kept_parallel = functools.partial(launch, self.address)
-        return self._kept_parallel
+            self._launcher = Kernel(_load_or_compile(dispatcher, kinds, cache))
+            self._parallel = functools.partial(self._launcher.call, self.address)
+        return self._launcher
 
     def on(self, workers: int) -> Callable[..., None]:
         """What runs so many workers, like `call`; its last two arguments are 0 and `workers`."""
-        return self.call if workers == 1 else self._parallel
+        if workers == 1:
+            return self.call
+        self.launcher  # noqa: B018 - compiled when it is first needed
+        return self._parallel
 
 
 @functools.cache
@@ -231,3 +235,52 @@ def backpropagation_kernel(states: int, dtype: np.dtype[Any], parallel: bool) ->
     function = backpropagation.make_backpropagation()
     key = f"{states} {'parallel' if parallel else 'serial'}"
     return Kernel(_compile(function, dtype, states, key, [], parallel=parallel))
+
+
+class WeightPart(NamedTuple):
+    """The weights of one kind, "input" or "recurrent", of one phase, if it has some."""
+
+    plan: PhasePlan
+    kind: str
+    first: int  # its first pre-activation
+    blocks: int  # its pre-activations
+    operand: Operand | None  # what they multiply; None for x
+
+    def gradient_kernel(self, dtype: np.dtype[Any]) -> Kernel:
+        """The kernel of their gradient."""
+        vectors = gradients.group_vectors(self.blocks)
+        return weight_gradient_kernel(self.operand, self.plan.first_value, vectors, dtype)
+
+
+def weight_parts(cell: Cell) -> list[WeightPart]:
+    """All of a cell's weights by phase and kind."""
+    parts = []
+    for plan in phase_plans(cell):
+        operand = cell.phases[plan.number].operand
+        parts.append(WeightPart(plan, "input", plan.first, plan.inputs, None))
+        recurrent = plan.first_recurrent, plan.recurrents, operand
+        parts.append(WeightPart(plan, "recurrent", *recurrent))
+    return [part for part in parts if part.blocks]
+
+
+def kernel_makers(cell: Cell, dtype: np.dtype[Any]) -> dict[str, Callable[[], Kernel]]:
+    """What makes each kernel that calls of a cell and dtype may use, by a name to show."""
+    forward_of = functools.partial(forward_kernel, cell, dtype)
+    pack = functools.partial(packing_kernel, dtype)
+    whole_pass = functools.partial(backpropagation_kernel, len(cell.states), dtype)
+    return {
+        "packing": pack,
+        "packing, launcher": lambda: pack().launcher,
+        "forward": forward_of,
+        "forward, launcher": lambda: forward_of().launcher,
+        "backward": functools.partial(backward_kernel, cell, dtype),
+        "gradient of x": functools.partial(input_gradient_kernel, dtype),
+        **{
+            f"gradient of {part.kind} weights, phase {part.plan.number}": functools.partial(
+                part.gradient_kernel, dtype
+            )
+            for part in weight_parts(cell)
+        },
+        "backward pass": functools.partial(whole_pass, parallel=False),
+        "backward pass, parallel": functools.partial(whole_pass, parallel=True),
+    }

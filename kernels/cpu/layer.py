@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..cells import Cell
-from ..plan import phase_plans
 from ..ragged import RaggedRows
 from . import build
 from .backpropagation import InputProduct, WeightProduct
 from .gradients import (
-    group_vectors,
     input_gradient_worker_size,
     needs_totals,
     weight_gradient_overrun,
@@ -207,25 +205,18 @@ class Backward:
         inputs: list[InputProduct] = []
         products: list[WeightProduct] = []
         gates: list[Array] = []
-        for plan in phase_plans(of.cell):
-            operand = of.cell.phases[plan.number].operand
-            if plan.inputs:
+        for part in build.weight_parts(of.cell):
+            plan, is_input = part.plan, part.kind == "input"
+            if is_input:
                 start = starts[plan.number, "input"]
-                inputs.append(InputProduct(plan.first * unit, plan.inputs, start))
-            for kind, columns, first, blocks, made_by in (
-                ("input", of.I, plan.first, plan.inputs, None),
-                ("recurrent", of.H, plan.first_recurrent, plan.recurrents, operand),
-            ):
-                if blocks:
-                    vectors = group_vectors(blocks)
-                    kernel = build.weight_gradient_kernel(
-                        made_by, plan.first_value, vectors, of.dtype
-                    )
-                    self._weight_gradients.append(kernel)
-                    groups, sums_size = weight_gradient_sums(blocks, unit, columns, of.lanes)
-                    place = kind == "recurrent", first * unit, sum(map(len, gates)), blocks
-                    products.append(WeightProduct(kernel.address, *place, groups, sums_size))
-                    gates.append(gate_rows(of.cell, plan, kind))
+                inputs.append(InputProduct(part.first * unit, part.blocks, start))
+            kernel = part.gradient_kernel(of.dtype)
+            self._weight_gradients.append(kernel)
+            columns = of.I if is_input else of.H
+            groups, sums_size = weight_gradient_sums(part.blocks, unit, columns, of.lanes)
+            place = not is_input, part.first * unit, sum(map(len, gates)), part.blocks
+            products.append(WeightProduct(kernel.address, *place, groups, sums_size))
+            gates.append(gate_rows(of.cell, plan, part.kind))
         return inputs, products, gates
 
 
