@@ -92,7 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=about,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    run.add_argument("--seed", type=_non_negative, default=0, help="of weights and window order")
+    run.add_argument(
+        "--seed",
+        type=_non_negative,
+        default=0,
+        help="of weights and window order; the first, if there are several",
+    )
+    run.add_argument(
+        "--seeds",
+        type=_positive,
+        default=demo.SEEDS,
+        help="networks of each cell to train, each with a seed of its own",
+    )
     run.add_argument(
         "--epochs", type=_positive, default=20, help="passes over the training windows"
     )

@@ -42,7 +42,7 @@ def library_of(name: str, value: Any) -> str:
     if library is None:
         raise TypeError(
             f"{name}: expected a {' or '.join(_KERNELS)} ndarray (no subclass, no list), "
-            f"got {kind.__module__}.{kind.__qualname__}{_conversion(name, value)}"
+            f"got {kind.__module__}.{kind.__qualname__}{_conversion(value)}"
         )
     return library
 
@@ -55,18 +55,18 @@ def _library_of_type(kind: type) -> str | None:
     return library if is_array and library in _KERNELS else None
 
 
-def _conversion(name: str, value: Any) -> str:
+def _conversion(value: Any) -> str:
     """How to make an array of something that is none, where there is a usual way."""
     if hasattr(value, "to_numpy"):  # pandas, polars
-        return f'; {name}.to_numpy(dtype="float32") makes one'
+        return '; its .to_numpy(dtype="float32") is one'
     if hasattr(value, "detach"):  # PyTorch
-        return f"; {name}.detach().numpy() makes one"
-    if hasattr(value, "mask"):
-        return f"; {name}.filled(...) makes one, and says what masked numbers are"
+        return "; its .detach().numpy() is one"
+    if hasattr(value, "filled"):  # masked arrays
+        return "; its .filled(...) is one"
     if isinstance(value, np.ndarray):
-        return f"; numpy.asarray({name}) makes one"
+        return "; numpy.asarray makes one of it"
     if isinstance(value, list):
-        return f'; numpy.array({name}, "float32") makes one'
+        return '; numpy.array(..., "float32") makes one of it'
     return ""
 
 

@@ -1,13 +1,14 @@
 """Forecast the weekly CO2 record of Mauna Loa: a recipe to copy for a series of your own.
 
 A window of the last two years goes through one recurrent layer; a linear read-out of its last
-hidden state gives the change over each of the next 12 weeks at once. Adam trains both.
+hidden state gives the change over each of the next 12 weeks at once. Adam trains both, with clipped
+gradients. The weights of the epoch with the least training loss make the forecasts.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 import fastgru
 
-__all__ = ["Problem", "Result", "load_co2", "prepare", "run"]
+__all__ = ["Problem", "Result", "clip", "load_co2", "prepare", "run"]
 
 Array = NDArray[Any]
 
@@ -27,7 +28,12 @@ WINDOW = 104  # weeks that the network looks back: it sees every season twice
 YEAR = 52
 HELD_OUT = 261  # the last five years
 BATCH = 64
-LEARNING_RATE = 1e-2  # this and the epochs: from trials that trained to 1991, forecast 1992-1996
+SEEDS = 5  # networks of each cell: one alone does not tell a better cell from a lucky start
+# These, how the rate falls, and the epochs: from trials with other seeds that trained to 1991 and
+# forecast 1992-1996. About one LSTM in a hundred still becomes unstable: hence the best epoch's
+# weights.
+LEARNING_RATE = 1e-2  # at the start
+LIMIT = 0.25  # greatest norm that a batch's gradients keep
 
 LAST_VALUE, SEASONAL, DRIFT = "last value", "seasonal naive", "seasonal naive + drift"
 
@@ -52,6 +58,7 @@ class Result:
     """Forecasts of the held-out weeks by one trained network, and how far they were off."""
 
     cell: str
+    seed: int
     forecast: Array  # (M, HORIZON) ppm, from each of Problem.test_origins
     losses: list[float]  # mean squared error of each epoch, scaled
     seconds: float  # training, without compilation
@@ -76,6 +83,30 @@ class Readout(NamedTuple):
 
 
 P = TypeVar("P", "fastgru.Params", Readout)
+
+
+def clip(params: fastgru.Params, readout: Readout, limit: float) -> tuple[fastgru.Params, Readout]:
+    """Shorten gradients whose norm, over all their arrays together, is above a limit.
+
+    Where a recurrent network becomes unstable, its gradients grow a hundredfold within a few
+    batches. Without a limit, one such batch can undo the training.
+
+    Parameters
+    ----------
+    params, readout : Params, Readout
+        Gradients.
+    limit : float
+        Greatest norm to leave.
+
+    Returns
+    -------
+    params, readout : Params, Readout
+        The gradients times one factor, which is 1 if their norm is at most `limit`.
+    """
+    arrays = [*params.to_dict().values(), *readout]
+    norm = sum(float(np.vdot(array, array)) for array in arrays) ** 0.5
+    factor = limit / max(norm, limit)  # a Python float: float32 stays float32
+    return params.map(lambda g: g * factor), readout.map(lambda g: g * factor)
 
 
 class Adam:
@@ -219,20 +250,28 @@ def run(
     _gradients(x[:BATCH], y[:BATCH], params, readout)
 
     batches = len(x) // BATCH
-    losses = []
+    losses: list[float] = []
+    best = params, readout
     start = time.perf_counter()
-    bar = tqdm(range(epochs), desc=f"training the {cell}", unit="epoch", disable=not progress)
+    about = f"training the {cell}, seed {seed}"
+    bar = tqdm(range(epochs), desc=about, unit="epoch", disable=not progress)
     for _ in bar:
         losses.append(0.0)
         for rows in rng.permutation(len(x))[: batches * BATCH].reshape(batches, BATCH):
             loss, d_params, d_readout = _gradients(x[rows], y[rows], params, readout)
-            rate = LEARNING_RATE * (1 - adam.steps / (epochs * batches))  # falls linearly to 0
+            d_params, d_readout = clip(d_params, d_readout, LIMIT)
+            # Falls to 0, and soon: large steps late in the training can make an LSTM unstable.
+            rate = LEARNING_RATE * (1 - adam.steps / (epochs * batches)) ** 2
             params = adam.step(params, d_params, rate)
             readout = readout_adam.step(readout, d_readout, rate)
             losses[-1] += loss / batches
         bar.set_postfix(loss=f"{losses[-1]:.4f}")
+        if losses[-1] <= min(losses):
+            best = params, readout
     seconds = time.perf_counter() - start
 
+    # Nearly always those of the last epoch, if the network did not become unstable near the end.
+    params, readout = best
     _, h_n = fastgru.forward(problem.x_test, params)
     change = (_hidden(h_n) @ readout.weight + readout.bias) * problem.scale
     forecast = problem.ppm[problem.test_origins, None] + change
@@ -242,28 +281,77 @@ def run(
         return np.asarray(np.mean(np.abs(forecast - measured), axis=0))
 
     naive_errors = {name: error(naive) for name, naive in _naive_forecasts(problem).items()}
-    return Result(cell, forecast, losses, seconds, error(forecast), naive_errors)
+    return Result(cell, seed, forecast, losses, seconds, error(forecast), naive_errors)
 
 
-def draw(path: Path, problem: Problem, results: list[Result]) -> None:
-    """Draw the first result's forecasts, and the errors of all, as a PNG; needs matplotlib."""
+class Spread(NamedTuple):
+    """Median, least and greatest of something over networks of several seeds."""
+
+    median: Array
+    least: Array
+    greatest: Array
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Spread:
+        """The spread over the first axis."""
+        return cls(np.median(values, axis=0), np.min(values, axis=0), np.max(values, axis=0))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.least:.3f}-{self.greatest:.3f})"
+
+
+def compare(name: str, errors: Sequence[float], other: str, other_errors: Sequence[float]) -> str:
+    """Say whether the medians of two cells differ by more than the seeds of either cell do.
+
+    Parameters
+    ----------
+    name, other : str
+        Names of the cells.
+    errors, other_errors : sequence of float
+        Their errors in ppm, one a seed.
+
+    Returns
+    -------
+    str
+        A sentence or two.
+    """
+    if min(len(errors), len(other_errors)) < 2:
+        return "One seed does not tell how much seeds matter: the cells cannot be compared."
+    first, second = Spread.of(errors), Spread.of(other_errors)
+    better = name if first.median < second.median else other
+    difference = abs(first.median - second.median)
+    spread = max(first.greatest - first.least, second.greatest - second.least)
+    figures = f"medians differ by {difference:.3f} ppm, seeds of one cell by up to {spread:.3f}"
+    if difference > spread:
+        return f"The {better} errs less, by more than the spread over seeds:\n{figures}."
+    return f"The cells do not differ by more than the spread over seeds:\n{figures}."
+
+
+def draw(path: Path, problem: Problem, results: list[list[Result]]) -> None:
+    """Draw one forecast, and each cell's errors over its seeds, as a PNG; needs matplotlib."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
     figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
     top, bottom = figure.subplots(2, height_ratios=[3, 2])
+    first = results[0][0]
     dates, shown = problem.dates, slice(problem.held_out - YEAR, None)
     top.plot(dates[shown], problem.ppm[shown], ".", ms=4, color="0.6", label="measured")
     top.axvline(dates[problem.held_out], color="0.3", ls=":", label="held out from here")
     weeks = _ahead(problem.test_origins[::HORIZON])
-    lines = top.plot(dates[weeks].T, results[0].forecast[::HORIZON].T, color="C0", lw=2)
-    lines[0].set_label(f"{results[0].cell.upper()} forecast, a new one every {HORIZON} weeks")
+    lines = top.plot(dates[weeks].T, first.forecast[::HORIZON].T, color="C0", lw=2)
+    about = f"{first.cell.upper()} forecast, seed {first.seed}, a new one every {HORIZON} weeks"
+    lines[0].set_label(about)
     top.set(title="Weekly CO$_2$ at Mauna Loa", xlabel="date", ylabel="CO$_2$ (ppm)")
     top.legend(loc="lower right")
 
     ahead = np.arange(1, HORIZON + 1)
-    for result in results:
-        bottom.plot(ahead, result.error, "o-", label=result.cell.upper())
-    for name, error in results[0].naive_errors.items():
+    for of_cell in results:
+        spread = Spread.of([result.error for result in of_cell])
+        seeds = "1 seed" if len(of_cell) == 1 else f"median and spread of {len(of_cell)} seeds"
+        label = f"{of_cell[0].cell.upper()}, {seeds}"
+        (line,) = bottom.plot(ahead, spread.median, "o-", label=label)
+        bottom.fill_between(ahead, spread.least, spread.greatest, color=line.get_color(), alpha=0.2)
+    for name, error in first.naive_errors.items():
         bottom.plot(ahead, error, "--", label=name)
     bottom.set(xlabel="weeks ahead", ylabel="mean absolute error (ppm)", xticks=ahead)
     bottom.set_ylim(bottom=0)
@@ -271,12 +359,22 @@ def draw(path: Path, problem: Problem, results: list[Result]) -> None:
     figure.savefig(path, format="png")
 
 
-def _row(name: str, error: Array, seconds: str = "") -> str:
-    return f"{name:24}{error[-1]:>16.3f}{error.mean():>16.3f}{seconds:>16}"
+def _row(name: str, *columns: str) -> str:
+    return f"{name:24}" + "".join(f"{column:>22}" for column in columns)
 
 
-def main(*, epochs: int, hidden_size: int, seed: int, plot: Path | None) -> None:
-    """Train a GRU and an LSTM, print their errors and, unless `plot` is None, draw a PNG there."""
+def main(*, epochs: int, hidden_size: int, seed: int, seeds: int, plot: Path | None) -> None:
+    """Train GRUs and LSTMs, print their errors and, unless `plot` is None, draw a PNG there.
+
+    Parameters
+    ----------
+    epochs, hidden_size : int
+        As for `run`.
+    seed, seeds : int
+        The first seed, and how many networks of each cell to train: their seeds count up from it.
+    plot : Path or None
+        File to write.
+    """
     dates, ppm = load_co2()
     problem = prepare(dates, ppm)
     print(f"Weekly CO2 at Mauna Loa: {len(ppm)} weeks from {dates[0]} to {dates[-1]};")
@@ -284,24 +382,43 @@ def main(*, epochs: int, hidden_size: int, seed: int, plot: Path | None) -> None
     print(f"Held out: the last {HELD_OUT} weeks, from {dates[problem.held_out]} on;")
     print("neither training nor scaling sees them.", flush=True)
 
-    options: dict[str, Any] = {"epochs": epochs, "hidden_size": hidden_size, "seed": seed}
-    gru, lstm = (run(cell, problem=problem, progress=True, **options) for cell in ("gru", "lstm"))
-
-    print(
-        f"\nmean absolute error, ppm  {HORIZON} weeks ahead    mean of 1-{HORIZON}   training time"
+    options: dict[str, Any] = {"epochs": epochs, "hidden_size": hidden_size}
+    grus, lstms = (
+        [
+            run(cell, seed=number, problem=problem, progress=True, **options)
+            for number in range(seed, seed + seeds)
+        ]
+        for cell in ("gru", "lstm")
     )
-    for result in (gru, lstm):
-        print(_row(result.cell.upper(), result.error, f"{result.seconds:.1f} s"))
-    for name, error in gru.naive_errors.items():
-        print(_row(name, error))
-    better = gru.better_naive
-    ratio = gru.error[-1] / gru.naive_errors[better][-1]
-    print(f"\nBetter of last value and seasonal naive {HORIZON} weeks ahead: {better};")
-    print(f"the GRU's error is {ratio:.2f} of it.")
-    print("Training times leave out compilation: one batch runs before the clock starts.")
+
+    numbers = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}"
+    print(f"\nNetworks with {numbers}: median (least-greatest).")
+    about = "mean absolute error, ppm"
+    print(_row(about, f"{HORIZON} weeks ahead", f"mean of 1-{HORIZON}", "training time"))
+    for results in (grus, lstms):
+        last = Spread.of([result.error[-1] for result in results])
+        mean = Spread.of([result.error.mean() for result in results])
+        seconds = np.median([result.seconds for result in results])
+        print(_row(results[0].cell.upper(), str(last), str(mean), f"{seconds:.1f} s"))
+    naive_errors, better = grus[0].naive_errors, grus[0].better_naive
+    for name, error in naive_errors.items():
+        print(_row(name, f"{error[-1]:.3f}", f"{error.mean():.3f}"))
+
+    print(f"\n{HORIZON} weeks ahead:")
+    gru_errors, lstm_errors = (
+        [float(result.error[-1]) for result in results] for results in (grus, lstms)
+    )
+    print(compare("GRU", gru_errors, "LSTM", lstm_errors))
+    gru_ratio, lstm_ratio = (
+        np.median(errors) / naive_errors[better][-1] for errors in (gru_errors, lstm_errors)
+    )
+    print(f"Better of last value and seasonal naive: {better}; of its error, the GRU's median")
+    print(f"is {gru_ratio:.2f}, the LSTM's {lstm_ratio:.2f}.")
+    print("Training time: of one network, the median over the seeds. It leaves out compilation:")
+    print("one batch runs before the clock starts.")
     if plot is not None:
         try:
-            draw(plot, problem, [gru, lstm])
+            draw(plot, problem, [grus, lstms])
             print(f"Forecast drawn to {plot}.")
         except ModuleNotFoundError:
             print('No plot: matplotlib is missing; get it by pip install "fastgru[plot]".')

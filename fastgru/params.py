@@ -399,18 +399,16 @@ def _check_rng(rng: Any) -> "np.random.Generator":
 
 def _other_cells(cell: str, stack: tuple[tuple[Weights, ...], ...]) -> str:
     """Which cells the first layer's weights are shaped for, if not for this one."""
-    arrays = dict(stack[0][0].items())
-    shapes = {name: array.shape for name, array in arrays.items()}
-    rows, *columns = shapes["weight_ih"]
-    fitting = [
-        name
-        for name, table in CELLS.items()
-        if name != cell
-        and columns
-        and rows % len(table.input_gates) == 0
-        and shapes
-        == table.weight_shapes(columns[0], rows // len(table.input_gates), "bias_ih" in shapes)
-    ]
+    shapes = {name: array.shape for name, array in stack[0][0].items()}
+    if len(shapes["weight_ih"]) != 2:
+        return ""
+    rows, columns = shapes["weight_ih"]
+    fitting = []
+    for name, table in CELLS.items():
+        hidden_size, left = divmod(rows, len(table.input_gates))
+        expected = table.weight_shapes(columns, hidden_size, "bias_ih" in shapes)
+        if name != cell and left == 0 and shapes == expected:
+            fitting.append(name)
     return f"; these are shapes of cell {' or '.join(map(repr, fitting))}" if fitting else ""
 
 

@@ -159,7 +159,6 @@ NO_ARRAYS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "masked array": (np.ma.array, "MaskedArray"),
     "matrix": (lambda a: a.reshape(len(a), -1).view(np.matrix), r"numpy\.matrix"),
     "subclass": (lambda a: a.view(Subclass), "Subclass"),
-    "memmap": (lambda a: a.view(np.memmap), "memmap"),
     "unknown library": (lambda a: Tensor(), r"torch\.Tensor"),
 }
 
@@ -183,7 +182,7 @@ def as_dtype(a: Any, dtype: str) -> Any:
 for argument in ARGUMENTS:
     name = argument.name
     for kind, (make, got) in NO_ARRAYS.items():
-        message = rf"^{name}: expected a numpy or cupy ndarray .*, got \S*{got}$"
+        message = rf"^{name}: expected a numpy or cupy ndarray .*, got \S*{got}(; .*)?$"
         add(f"{argument.id}: {kind}", TypeError, message, argument.call, make(argument.valid))
     for kind, got in WRONG_DTYPES.items():
         message = rf"^{name}: expected dtype float32.*, got (dtype\()?'?{got}"
@@ -206,8 +205,8 @@ for run in (fastgru.forward, fastgru.forward_train):
         message = rf"^x: expected 3 features .*, got shape {re.escape(str(shape))}"
         add(f"{label} x: {shape}", ValueError, message, run, np.ones(shape, "f4"), GRU)
 add("step x_t: None", TypeError, r"^x_t: expected .*, got \S*NoneType", fastgru.step, None, GRU)
-for shape in [(), (3,), (2, 2), (2, 1, 3), (2, 0)]:
-    message = rf"^x_t: expected shape \(N, 3\), got {re.escape(str(shape))}"
+for shape in [(), (4,), (2, 2), (2, 1, 3), (2, 0)]:
+    message = rf"^x_t: expected shape \(N, 3\) or \(3,\), got {re.escape(str(shape))}"
     add(f"step x_t: {shape}", ValueError, message, fastgru.step, np.ones(shape, "f4"), GRU)
 
 # States and gradients
@@ -322,6 +321,69 @@ add(
     fastgru.forward, X, GRU, lengths=[1, 2], time_major=True,
 )  # fmt: skip
 
+# Remedies: the commonest mistakes are told what helps
+
+
+class Frame:
+    """What the library sees of a DataFrame or Series."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = np.array(values)
+
+    def to_numpy(self, dtype: Any = None) -> Any:
+        return self._values.astype(dtype)
+
+
+def from_dict(named: dict[str, Any], cell: str) -> Params:
+    return Params.from_dict(named, cell=cell)
+
+
+X_64, GRU_64 = X.astype("float64"), GRU.map(lambda w: w.astype("float64"))
+ONE_BIAS = {key: array for key, array in NAMED.items() if key != "bias_hh_l0"}
+remedies: dict[str, tuple[type[Exception], str, Callable[..., Any], tuple[Any, ...]]] = {
+    "float64 x": (
+        TypeError, r'x\.astype\(params\.dtype\), or give init_params dtype="float64"$',
+        fastgru.forward, (X_64, GRU),
+    ),
+    "params that an update made float64": (
+        TypeError, r'params float32 by params\.map\(lambda w: w\.astype\("float32"\)\)$',
+        fastgru.forward, (X, GRU.map(lambda w: w - np.float64(0.1) * w)),
+    ),
+    "float64 state": (
+        TypeError, r"h0\.astype\(params\.dtype\)",
+        fastgru.forward, (X, GRU, STATE.astype("float64")),
+    ),
+    "DataFrame": (
+        TypeError, r'^x: .*its \.to_numpy\(dtype="float32"\) is one$',
+        fastgru.forward, (Frame(X), GRU),
+    ),
+    "list": (TypeError, r"numpy\.array\(", fastgru.forward, (X.tolist(), GRU)),
+    "masked array": (TypeError, r"its \.filled\(", fastgru.forward, (np.ma.array(X), GRU)),
+    "matrix": (
+        TypeError, r"numpy\.asarray makes", fastgru.step, (X_T.view(np.matrix), GRU),
+    ),
+    "stacked state": (
+        TypeError, r"tuple\(h0\)", fastgru.forward, (X, LSTM, np.stack([STATE, STATE])),
+    ),
+    "one bias missing": (
+        ValueError, r"^bias_hh_l0: missing .*zeros of shape \(12,\) stand for none",
+        from_dict, (ONE_BIAS, "gru"),
+    ),
+    "an LSTM's weights for a GRU": (
+        ValueError, r"these are shapes of cell 'lstm'$", from_dict, (LSTM.to_dict(), "gru"),
+    ),
+    "an LSTM's weights for a GRU, with rows for both": (
+        ValueError, r"these are shapes of cell 'lstm'$",
+        from_dict, (fastgru.init_params(3, 6, cell="lstm").to_dict(), "gru"),
+    ),
+    "a GRU's weights for an LSTM": (
+        ValueError, r"these are shapes of cell 'gru' or 'gru_reset_before'$",
+        from_dict, (NAMED, "lstm"),
+    ),
+}  # fmt: skip
+for label, (error, message, call, values) in remedies.items():
+    add(f"remedy: {label}", error, message, call, *values)
+
 # Flags
 
 for value in [1, 0, None, "no", [], 1.0, np.array(True), np.array([True, False])]:
@@ -400,7 +462,7 @@ for value, error in [
     message = f"^rng: expected .*, got {re.escape(repr(value))}"
     add(f"rng: {value!r}", error, message, fastgru.init_params, 2, 2, rng=value)
 for kind, (make, got) in NO_ARRAYS.items():
-    message = rf"^like: expected a numpy or cupy ndarray .*, got \S*{got}$"
+    message = rf"^like: expected a numpy or cupy ndarray .*, got \S*{got}(; .*)?$"
     add(f"like: {kind}", TypeError, message, fastgru.init_params, 2, 2, like=make(X))
 
 # cell
@@ -515,7 +577,7 @@ for label, other in [
     message = r"^others: expected the structure of Params\(.*\), got Params\("
     add(f"map others: {label}", ValueError, message, GRU.map, lambda a, b: a, other)
 for kind, (make, got) in NO_ARRAYS.items():
-    message = rf"^result of function for weight_ih_l0: expected .*, got \S*{got}$"
+    message = rf"^result of function for weight_ih_l0: expected .*, got \S*{got}(; .*)?$"
     add(f"map to {kind}", TypeError, message, GRU.map, make)
 message = r"^result of function for weight_ih_l0: expected .*, got \S*NoneType$"
 add("map to None", TypeError, message, GRU.map, lambda a: None)

@@ -1,6 +1,7 @@
 """The cache of compiled kernels: never another kernel's code, never an error."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,144 @@ def test_functions_of_one_file_are_told_apart() -> None:
     assert functions_digest([twice]) is not None
     assert functions_digest([twice]) != functions_digest([square])
     assert functions_digest([closure]) is None
+
+
+# --- what the key holds ---------------------------------------------------------------------------
+
+DIGEST = """
+from fastgru.kernels.cpu import simd
+from fastgru.kernels.cpu.cache import KernelCache
+print(KernelCache("key").digest, sorted(simd.target().features), simd.target().cpu)
+"""
+
+
+def digest(**environment: str) -> str:
+    """What decides the code of a kernel, in a process with these settings."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "XDG_"))}
+    command = [sys.executable, "-W", "error", "-c", DIGEST]
+    return subprocess.check_output(command, env=inherited | environment, text=True)
+
+
+@pytest.fixture(scope="module")
+def usual_digest() -> str:
+    return digest()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("OPT", "0"),
+        ("OPT", "max"),
+        ("LOOP_VECTORIZE", "0"),
+        ("SLP_VECTORIZE", "1"),
+        ("BOUNDSCHECK", "1"),
+        ("DEBUGINFO", "1"),
+        ("ENABLE_PROFILING", "1"),
+        ("LLVM_REFPRUNE_PASS", "0"),
+        ("EXTEND_VARIABLE_LIFETIMES", "1"),
+        ("CPU_NAME", "generic"),
+        ("CPU_FEATURES", "+sse2"),
+        pytest.param("ENABLE_AVX", "0", marks=pytest.mark.skipif(
+            platform.machine().lower() not in ("x86_64", "amd64"), reason="only x86 has AVX"
+        )),
+    ],
+)  # fmt: skip
+def test_settings_that_change_the_code_are_in_the_key(
+    usual_digest: str, setting: str, value: str
+) -> None:
+    """NUMBA_DEBUGINFO and the like: a cache filled with them would slow down others for ever."""
+    assert digest(**{f"NUMBA_{setting}": value}) != usual_digest
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("NUM_THREADS", "1"),
+        ("THREADING_LAYER", "workqueue"),
+        ("DUMP_BYTECODE", "0"),
+        ("DEBUG_CACHE", "0"),
+        ("FULL_TRACEBACKS", "1"),
+        ("CUDA_LOG_LEVEL", "DEBUG"),
+        ("DISABLE_CUDA", "1"),
+        ("COLOR_SCHEME", "dark_bg"),
+    ],
+)
+def test_settings_without_effect_are_not(usual_digest: str, setting: str, value: str) -> None:
+    assert digest(**{f"NUMBA_{setting}": value}) == usual_digest
+
+
+def test_code_compiled_without_optimisation_stays_apart(
+    filled: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    _, lines = filled
+    assert run("gru", tmp_path, NUMBA_OPT="0")[-1] == "hits 0"
+    assert run("gru", tmp_path) == [lines[0], "hits 0"]
+    assert run("gru", tmp_path) == [lines[0], "hits 1"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"NUMBA_ENABLE_AVX": "0"}, {"NUMBA_CPU_NAME": "generic"}, {"NUMBA_CPU_NAME": "nocona"}],
+    ids=lambda setting: " ".join(map("=".join, setting.items())),
+)
+def test_vectors_are_those_that_the_compiler_is_told_of(
+    filled: tuple[Path, list[str]], tmp_path: Path, setting: dict[str, str]
+) -> None:
+    """Numba switches AVX off by itself where the CPU calls itself nocona."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("these are settings for x86")
+    _, lines = filled
+    (line, _) = run("gru", tmp_path, NUMBA_CACHE_DIR=str(tmp_path), **setting)
+    # Other vectors round otherwise.
+    got, want = (float.fromhex(text.split()[1]) for text in (line, lines[0]))
+    assert abs(got - want) <= 100 * np.finfo("float64").eps
+    shown = subprocess.check_output(
+        [sys.executable, "-m", "fastgru", "info"],
+        env=os.environ | {"PYTHONPATH": str(Path(fastgru.__file__).parents[1])} | setting,
+        text=True,
+    )
+    assert "16 registers of 128 bits" in shown
+    assert ("without fused multiply-add" in shown) == ("generic" in setting.values())
+
+
+def without_sources(package: Path) -> None:
+    """Leave of a package what `compileall -b` makes of it, as frozen applications do."""
+    subprocess.run([sys.executable, "-m", "compileall", "-qb", str(package)], check=True)
+    for path in package.rglob("*.py"):
+        path.unlink()
+
+
+def test_without_sources_the_code_decides(filled: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """A change in a kernel that no cell's equations go into: how biases are packed."""
+    _, lines = filled
+    now, changed = tmp_path / "now" / "fastgru", tmp_path / "changed" / "fastgru"
+    for package in (now, changed):
+        copytree(Path(fastgru.__file__).parent, package)
+    path = changed / "kernels" / "cpu" / "packing.py"
+    source = path.read_text("utf-8")
+    assert source.count("packed_out[pre * unit + j] += bias") == 1
+    path.write_text(source.replace("+= bias", "-= bias"), "utf-8")
+    for package in (now, changed):
+        without_sources(package)
+    assert run("gru", tmp_path, cwd=now.parent) == [lines[0], "hits 0"]
+    assert run("gru", tmp_path, cwd=now.parent) == [lines[0], "hits 1"]
+    other, hits = run("gru", tmp_path, cwd=changed.parent)
+    assert other != lines[0]
+    assert hits == "hits 0"
+
+
+def test_sources_that_cannot_be_listed_are_not_cached(
+    filled: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    _, lines = filled
+    before = "import pkgutil; pkgutil.iter_modules = lambda *args: []\n"
+    for _ in range(2):
+        assert run("gru", tmp_path, before=before) == [lines[0], "hits 0"]
+
+
+def test_relative_folders_are_ignored(filled: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """The specification of XDG_CACHE_HOME asks for that; a HOME like that is none."""
+    home, lines = filled
+    assert run("gru", home, cwd=tmp_path, XDG_CACHE_HOME="cache")[0] == lines[0]
+    assert run("gru", Path("home"), cwd=tmp_path, XDG_CACHE_HOME="cache")[0] == lines[0]
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,21 @@ SHORT = ("--epochs", "1", "--hidden-size", "8")
 @pytest.fixture(scope="module")
 def problem() -> demo.Problem:
     return demo.prepare(*demo.load_co2())
+
+
+@pytest.fixture(scope="module")
+def default_results(problem: demo.Problem) -> list[demo.Result]:
+    """Every network that the demo trains if it is given no options."""
+    options: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "main", options.update)
+        assert cli.main(["demo"]) == 0
+    seeds = range(options["seed"], options["seed"] + options["seeds"])
+    sizes = {name: options[name] for name in ("epochs", "hidden_size")}
+    return [
+        demo.run(cell, seed=seed, problem=problem, **sizes)
+        for cell, seed in itertools.product(("gru", "lstm"), seeds)
+    ]
 
 
 def test_the_record_is_the_published_one() -> None:
@@ -78,13 +95,27 @@ def test_windows_hold_what_they_say(problem: demo.Problem) -> None:
     )
 
 
-def test_gru_beats_the_naive_forecasts(problem: demo.Problem) -> None:
-    result = demo.run("gru", problem=problem)
+def test_both_cells_beat_the_naive_forecasts_at_every_seed(
+    default_results: list[demo.Result],
+) -> None:
+    assert len(default_results) >= 6
+    for result in default_results:
+        about = (result.cell, result.seed)
+        assert np.isfinite(result.forecast).all(), about
+        assert np.isfinite(result.losses).all(), about
+        assert result.losses[-1] < result.losses[0] / 5, about
+        assert result.better_naive == "seasonal naive"
+        assert result.error[-1] < 0.5 * result.naive_errors[result.better_naive][-1], about
+        # Also better, though not by half, than the strongest forecast that needs no training.
+        assert result.error[-1] < result.naive_errors["seasonal naive + drift"][-1], about
+
+
+def test_errors_are_those_of_the_forecasts(
+    problem: demo.Problem, default_results: list[demo.Result]
+) -> None:
+    """At the weeks they are meant for."""
+    result = default_results[0]
     assert result.forecast.shape == (demo.HELD_OUT - demo.HORIZON + 1, demo.HORIZON)
-    assert np.isfinite(result.forecast).all()
-    assert result.losses[-1] < result.losses[0] / 5
-    assert result.better_naive == "seasonal naive"
-    # The errors are those of the forecasts given, at the weeks they are meant for.
     measured = problem.ppm[problem.test_origins + demo.HORIZON]
     np.testing.assert_allclose(
         result.error[-1], np.abs(result.forecast[:, -1] - measured).mean(), rtol=1e-6
@@ -97,9 +128,95 @@ def test_gru_beats_the_naive_forecasts(problem: demo.Problem) -> None:
     np.testing.assert_allclose(
         result.naive_errors["seasonal naive"][-1], np.abs(year_before - measured).mean(), rtol=1e-6
     )
-    assert result.error[-1] < 0.5 * result.naive_errors[result.better_naive][-1]
-    # Also better, though not by half, than the strongest forecast that needs no training.
-    assert result.error[-1] < result.naive_errors["seasonal naive + drift"][-1]
+
+
+def _gradients(size: float) -> tuple[fastgru.Params, demo.Readout]:
+    """Gradients whose norm, over all arrays, is `size`."""
+    rng = np.random.default_rng(0)
+    params = fastgru.init_params(2, 3, cell="lstm", rng=rng)
+    weight = rng.standard_normal((3, demo.HORIZON)).astype(np.float32)
+    readout = demo.Readout(weight, np.ones(demo.HORIZON, np.float32))
+    scale = size / float(np.linalg.norm(_flat(params, readout)))
+    return params.map(lambda g: scale * g), readout.map(lambda g: scale * g)
+
+
+def _flat(params: fastgru.Params, readout: demo.Readout) -> np.ndarray:
+    arrays = [*params.to_dict().values(), *readout]
+    return np.concatenate([array.ravel() for array in arrays])
+
+
+@pytest.mark.parametrize("size", [0.51, 2.0, 1e6])
+def test_clipping_shortens_long_gradients_and_keeps_their_direction(size: float) -> None:
+    """One factor for recurrent weights and read-out: neither gains on the other."""
+    gradients = _gradients(size)
+    clipped = demo.clip(*gradients, 0.5)
+    np.testing.assert_allclose(np.linalg.norm(_flat(*clipped)), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(_flat(*clipped), _flat(*gradients) * (0.5 / size), rtol=1e-5)
+    assert _flat(*clipped).dtype == np.float32
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, 0.49])
+def test_clipping_leaves_short_gradients(size: float) -> None:
+    gradients = _gradients(size)
+    np.testing.assert_array_equal(_flat(*demo.clip(*gradients, 0.5)), _flat(*gradients))
+
+
+def test_no_step_follows_longer_gradients_than_the_limit(
+    problem: demo.Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training clips, and what Adam gets is what was clipped."""
+    given: list[Any] = []
+    step = demo.Adam.step
+
+    def watched(adam: demo.Adam, params: Any, grads: Any, rate: float) -> Any:
+        given.append(grads)
+        return step(adam, params, grads, rate)
+
+    monkeypatch.setattr(demo.Adam, "step", watched)
+    monkeypatch.setattr(demo, "LIMIT", 0.01)  # so short that every batch's gradients exceed it
+    demo.run("lstm", epochs=1, hidden_size=8, problem=problem)
+    norms = [np.linalg.norm(_flat(*pair)) for pair in zip(given[::2], given[1::2], strict=True)]
+    np.testing.assert_allclose(norms, 0.01, rtol=1e-5)
+
+
+def test_weights_of_the_epoch_with_the_least_loss_forecast(
+    problem: demo.Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of the second of four: the losses of the later ones are made large."""
+    weights: list[tuple[fastgru.Params, demo.Readout]] = []
+    batches = len(problem.x_train) // demo.BATCH
+    gradients = demo._gradients
+
+    def watched(x: Any, y: Any, params: Any, readout: Any) -> Any:
+        loss, *grads = gradients(x, y, params, readout)
+        weights.append((params, readout))
+        # The first call of all compiles.
+        return (loss if len(weights) <= 1 + 2 * batches else 100.0), *grads
+
+    monkeypatch.setattr(demo, "_gradients", watched)
+    result = demo.run("lstm", epochs=4, hidden_size=8, problem=problem)
+    assert result.losses[1] < result.losses[0] < result.losses[2]
+    params, readout = weights[1 + 2 * batches]  # those that the third epoch begins with
+    _, (h_n, _) = fastgru.forward(problem.x_test, params)
+    change = (h_n[0] @ readout.weight + readout.bias) * problem.scale
+    expected = problem.ppm[problem.test_origins, None] + change
+    np.testing.assert_array_equal(result.forecast, expected)
+
+
+def test_cells_are_told_apart_only_beyond_the_spread_over_seeds() -> None:
+    apart = demo.compare("GRU", [0.50, 0.51, 0.52], "LSTM", [0.40, 0.43, 0.41])
+    assert apart == (
+        "The LSTM errs less, by more than the spread over seeds:\n"
+        "medians differ by 0.100 ppm, seeds of one cell by up to 0.030."
+    )
+    swapped = demo.compare("LSTM", [0.40, 0.43, 0.41], "GRU", [0.50, 0.51, 0.52])
+    assert swapped == apart
+    alike = demo.compare("GRU", [0.50, 0.51, 0.52], "LSTM", [0.40, 0.60, 0.41])
+    assert alike == (
+        "The cells do not differ by more than the spread over seeds:\n"
+        "medians differ by 0.100 ppm, seeds of one cell by up to 0.200."
+    )
+    assert "cannot be compared" in demo.compare("GRU", [0.5], "LSTM", [0.4])
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -117,6 +234,8 @@ def test_command_line_without_matplotlib(tmp_path: Path, no_matplotlib: Path) ->
     assert 'pip install "fastgru[plot]"' in done.stdout
     for name in ("GRU", "LSTM", "last value", "seasonal naive", "mean absolute error, ppm"):
         assert name in done.stdout
+    assert "Networks with seeds 0 to" in done.stdout
+    assert "the spread over seeds" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -125,6 +244,26 @@ def test_no_plot_does_not_ask_for_matplotlib(tmp_path: Path, no_matplotlib: Path
     assert done.returncode == 0, done.stderr
     assert "matplotlib" not in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_command_line_counts_seeds_from_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    run = demo.run
+
+    def watched(cell: str, *, seed: int, **options: Any) -> demo.Result:
+        trained.append((cell, seed))
+        return run(cell, seed=seed, **options)
+
+    monkeypatch.setattr(demo, "run", watched)
+    assert cli.main(["demo", *SHORT, "--seed", "7", "--seeds", "2", "--no-plot"]) == 0
+    assert trained == [("gru", 7), ("gru", 8), ("lstm", 7), ("lstm", 8)]
+    assert "Networks with seeds 7 to 8:" in capsys.readouterr().out
+    assert cli.main(["demo", *SHORT, "--seeds", "1", "--no-plot"]) == 0
+    shown = capsys.readouterr().out
+    assert "Networks with seed 0:" in shown
+    assert "cannot be compared" in shown
 
 
 @NEEDS_MATPLOTLIB
@@ -154,6 +293,7 @@ def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
         ["--epochs", "0"],
         ["--hidden-size", "x"],
         ["--seed", "-1"],
+        ["--seeds", "0"],
         ["--plot", "no/such/folder/forecast.png"],
         ["--plot", "a.png", "--no-plot"],
     ],

@@ -6,6 +6,7 @@ import reference
 from problems import (
     ALL_CELLS,
     DTYPES,
+    SHIPPED_CELLS,
     Library,
     Problem,
     as_members,
@@ -13,11 +14,14 @@ from problems import (
     assert_close,
     assert_same_bits,
     draw,
+    flatten,
     solve,
     specified,
 )
+from programs import run
 
 import fastgru
+from fastgru.kernels.cells import CELLS
 
 # Rounding of one step: sums of I + H products, then elementary functions good to 3 ulp. The state
 # forgets earlier errors, so T does not enter. In float64 the specification rounds as well.
@@ -226,3 +230,108 @@ def test_steps_that_no_sample_takes(cell: str) -> None:
     _, _, want = solve(short)
     for name, gradient in padded.params.to_dict().items():
         assert_same_bits(gradient, want.params.to_dict()[name])
+
+
+# --- long sums ------------------------------------------------------------------------------------
+
+
+def rounding_of_sums(terms: int, largest: float = 1.0) -> float:
+    """Error of sums of so many products, in eps, by chunks of 512, then of the chunks.
+
+    Partial sums grow to `largest` like a random walk, and each addition rounds the one before it:
+    over b terms that makes sqrt(b / 24) times the last one, mean square.
+    """
+    chunk = min(terms, 512)
+    return largest * float(np.sqrt((chunk + terms / chunk) / 24))
+
+
+@pytest.mark.parametrize("I", [10_000, 100_000])
+@pytest.mark.parametrize("cell", SHIPPED_CELLS)
+def test_very_wide_inputs(cell: str, I: int) -> None:
+    """Pre-activations near 1 are sums of all inputs: with one accumulator they lost three digits.
+
+    Against float64; three standard deviations are allowed.
+    """
+    eps = float(np.finfo("float32").eps)
+    N, T, H = 8, 3, 16
+    problem = draw(cell, (N, T, I, H), dtype="float32")
+    scale = np.float32((3 * H / I) ** 0.5)
+    problem = problem._replace(x=problem.x * scale)
+    (y, _, gradients), (want_y, _, want) = solve(problem), solve(problem.astype("float64"))
+    allowed = 3 * rounding_of_sums(I) + ELEMENTARY
+    assert_close(y, want_y, eps * allowed)
+    for got, exact in zip(flatten(gradients), flatten(want), strict=True):
+        assert_close(got / np.abs(exact).max(), exact / np.abs(exact).max(), 4 * eps * allowed)
+
+
+@pytest.mark.parametrize("cell", SHIPPED_CELLS)
+def test_large_pre_activations(cell: str) -> None:
+    """As in published models: the bound grows with them, for what they are sums of does."""
+    eps = float(np.finfo("float32").eps)
+    problem = draw(cell, (16, 20, 64, 64), dtype="float32", seed=3)
+    problem = problem._replace(params=problem.params.map(lambda w: w * np.float32(11)))
+    (weights,) = problem.params.layers[0]
+    largest = float(np.abs(problem.x @ weights.weight_ih.T).max())
+    assert largest > 25
+    # One step: a network with such weights is chaotic over many.
+    first = problem._replace(x=problem.x[:, :1], dy=problem.dy[:, :1])
+    y, _, _ = solve(first)
+    want_y, _, _ = solve(first.astype("float64"))
+    assert_close(y, want_y, eps * (3 * rounding_of_sums(128, largest) + ELEMENTARY))
+
+
+@pytest.mark.parametrize("cell", SHIPPED_CELLS)
+def test_weight_gradients_of_very_many_rows(cell: str) -> None:
+    """Equal rows, whose sums all round to the same side: half a million were off by 500 eps."""
+    N = 1 << 20
+    params = fastgru.init_params(1, 1, cell=cell, rng=0)
+    members = range(len(CELLS[cell].states))
+
+    def weight_gradients(rows: int, dtype: str) -> list[np.ndarray]:
+        x, dy = np.full((rows, 1, 1), 0.1, dtype), np.full((rows, 1, 1), 0.3, dtype)
+        h0 = as_state(tuple(np.full((1, rows, 1), 0.7, dtype) for _ in members))
+        _, _, saved = fastgru.forward_train(x, params.map(lambda w: w.astype(dtype)), h0)
+        return flatten(fastgru.backward(saved, dy).params)
+
+    eps = float(np.finfo("float32").eps)
+    # 0.1, 0.3 and 0.7 themselves round, and each sum of 128, of 512 of these, and of the rest.
+    for got, one in zip(
+        weight_gradients(N, "float32"), weight_gradients(1, "float64"), strict=True
+    ):
+        np.testing.assert_allclose(got / N, one, rtol=128 * eps, atol=0)
+
+
+def test_totals_over_blocks_of_steps_and_threads() -> None:
+    """160 000 rows less padding, whose sums begin again in each of the blocks of steps."""
+    out = run(
+        """
+        import numba
+        N, T = 40_000, 6
+        params = fastgru.init_params(1, 1, rng=0)
+        x, dy = (rng.standard_normal((N, T, 1)).astype("float32") for _ in range(2))
+        steps = np.arange(N) % 5 + 1  # no sample takes the sixth
+
+        def solved(dtype, rows=slice(None)):
+            kind = lambda array: array.astype(dtype)
+            _, _, saved = fastgru.forward_train(
+                kind(x[rows]), params.map(kind), lengths=steps[rows]
+            )
+            return list(fastgru.backward(saved, kind(dy[rows])).params.to_dict().values())
+
+        found = []
+        for count in (1, 2, 3):
+            numba.set_num_threads(count)
+            found.append(solved("float32"))
+        first, *others = [b"".join(a.tobytes() for a in arrays) for arrays in found]
+        print(*(other == first for other in others))
+        # Each part has too few rows for totals.
+        parts = [solved("float64", slice(start, start + N // 4)) for start in range(0, N, N // 4)]
+        for got, want in zip(found[0], map(sum, zip(*parts))):
+            # Over the root of the number of rows, of which sums of random signs are.
+            print(abs(got - want).max() / np.sqrt(steps.sum()))
+        """,
+        NUMBA_NUM_THREADS="3",
+    )
+    same, *errors = out.splitlines()
+    assert same == "True True"
+    assert max(map(float, errors)) < 16 * float(np.finfo("float32").eps)

@@ -12,7 +12,7 @@ from ..ragged import ragged_rows
 from ..store import folder
 from .build import kernel_makers
 from .recurrence import Recurrence
-from .simd import register_bits, register_count
+from .simd import has_fma, register_bits, register_count, target
 from .threads import describe_threads
 from .weights import Packing
 
@@ -42,8 +42,10 @@ def precisions(dtype: Any) -> tuple[str | None, ...]:
 
 def describe() -> dict[str, str]:
     """What these kernels compute with, by label."""
+    fused = "" if has_fma() else ", without fused multiply-add"
     return {
-        "CPU vectors": f"{register_count()} registers of {register_bits()} bits",
+        "CPU vectors": f"{register_count()} registers of {register_bits()} bits{fused}, "
+        f"for CPU {target().cpu}",
         "CPU threads": describe_threads(),
         "compiled kernels": str(folder() or "not kept: no home folder"),
     }
