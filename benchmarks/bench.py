@@ -4,11 +4,11 @@ The problems, the libraries and the turns are those of the other benchmarks. Eve
 in a process of its own, which has the environment of so many threads from its start.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -138,25 +138,26 @@ def draw(path: Path, run: Mapping[str, Any]) -> None:
 def main(
     *,
     rounds: int,
-    json_path: Path,
-    plot: Path | None,
+    json: Path | None = None,
+    plot: Path | None = None,
     threads: int | None = None,
     shape: Sequence[Shape] = SHAPES,
 ) -> int:
-    """Measure, print a table, and write JSON and, unless `plot` is None, a PNG; exit status."""
+    """Measure, print a table, and write the files that are named; gives the exit status."""
     threads = threads or turns.usable_cores()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.json"
-        options = json.dumps([rounds, shape, threads])
+        options = dumps([rounds, shape, threads])
         command = [sys.executable, "-m", f"{__package__}.bench", options, str(path)]
         done = subprocess.run(command, env=turns.worker_environment(threads), check=False)
         if done.returncode:
             print(f"error: the process that measures ended with status {done.returncode}")
             return 1
-        run = json.loads(path.read_text())
+        run = loads(path.read_text())
     print(report(run))
-    json_path.write_text(json.dumps(run, indent=1) + "\n")
-    print(f"\nAll turns written to {json_path}.")
+    if json is not None:
+        json.write_text(dumps(run, indent=1) + "\n")
+        print(f"\nAll turns written to {json}.")
     if plot is not None and run["results"]:
         try:
             draw(plot, run)
@@ -168,9 +169,9 @@ def main(
 
 def worker(arguments: Sequence[str]) -> None:
     """What runs in the process that measures: options as JSON, and where to write."""
-    rounds, shapes, threads = json.loads(arguments[0])
+    rounds, shapes, threads = loads(arguments[0])
     found = work(rounds, tuple(map(tuple, shapes)), threads)
-    Path(arguments[1]).write_text(json.dumps(found))
+    Path(arguments[1]).write_text(dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""Command line: ``fastgru demo``, ``fastgru bench`` and ``fastgru info``."""
+"""Command line: ``fastgru demo``, ``bench``, ``compile`` and ``info``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
 import fastgru
 from fastgru import demo
+from fastgru.backends import backend
+from fastgru.params import cell_named
 
 
 def _at_least(minimum: int, text: str) -> int:
@@ -45,19 +51,39 @@ def _shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _add_plot(command: argparse.ArgumentParser, name: str) -> None:
-    plot = command.add_mutually_exclusive_group()
-    plot.add_argument(
-        "--plot", type=_file, metavar="PATH", default=Path(name), help="PNG file to write"
-    )
-    plot.add_argument(
-        "--no-plot",
-        action="store_const",
-        const=None,
-        dest="plot",
+def _add_file(command: argparse.ArgumentParser, option: str, name: str, kind: str) -> None:
+    """An option to write a file, of this name if no other is given."""
+    command.add_argument(
+        f"--{option}",
+        type=_file,
+        nargs="?",
+        const=Path(name),
         default=argparse.SUPPRESS,
-        help="write no PNG file",
+        metavar="PATH",
+        help=f"write {kind} file, {name} if no path is given",
     )
+
+
+def _compile(*, cell: Sequence[str], dtype: Sequence[str]) -> int:
+    from fastgru.kernels.store import folder  # loads Numba
+
+    of = backend("numpy").kernels
+    makers = {
+        f"{name} {kind} {kernel}": make
+        for name in cell
+        for kind in dtype
+        for kernel, make in of.kernel_makers(cell_named(name), np.dtype(kind)).items()
+    }
+    with tqdm(makers.items(), unit="kernel") as bar:
+        for label, make in bar:
+            bar.set_description(label)
+            make()
+    where = folder()
+    if where is None or not any(where.glob("*.kernel")):
+        print(f"error: compiled kernels cannot be kept in {where or 'a home folder'}")
+        return 1
+    print(f"The kernels are compiled, and kept in {where}.")
+    return 0
 
 
 def _bench(**options: Any) -> int:
@@ -78,8 +104,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, 1 when `bench` could not measure something, or 2 when no command is given.
+        Exit status: 0; 1 when `bench` could not measure something, when `compile` could keep
+        nothing, or when nobody reads what is printed; 2 when no command is given.
     """
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Of `fastgru info | head`, say. Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="fastgru", description="Gated recurrent units for arrays."
     )
@@ -108,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--epochs", type=_positive, default=20, help="passes over the training windows"
     )
     run.add_argument("--hidden-size", type=_positive, default=32, help="units of the layer")
-    _add_plot(run, "forecast.png")
+    _add_file(run, "plot", "forecast.png", "a PNG")
 
     about = "time GRU against LSTM on this machine, beside the libraries that are installed"
     run = commands.add_parser(
@@ -133,15 +171,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="T,B,I,H",
         help="sizes to measure instead of three usual ones; may be repeated",
     )
-    run.add_argument(
-        "--json",
-        type=_file,
-        metavar="PATH",
-        dest="json_path",
-        default=Path("bench.json"),
-        help="file to write",
+    _add_file(run, "json", "bench.json", "a JSON")
+    _add_file(run, "plot", "bench.png", "a PNG")
+
+    about = "compile kernels and keep them, for container images and shared machines"
+    run = commands.add_parser(
+        "compile",
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}: calls on NumPy arrays then compile none. The "
+        "kernels are for the CPU of this machine.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    _add_plot(run, "bench.png")
+    for option, known in (("cell", fastgru.cells()), ("dtype", ("float32", "float64"))):
+        run.add_argument(
+            f"--{option}",
+            nargs="+",
+            choices=known,
+            default=list(known),
+            help="which ones; all by default" if option == "cell" else "which ones",
+        )
 
     about = "print versions, SIMD width, threading layer, cache folder and GPU"
     commands.add_parser("info", help=about, description=about)
@@ -152,6 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         demo.main(**args)
     elif command == "bench":
         return _bench(**args)
+    elif command == "compile":
+        return _compile(**args)
     elif command == "info":
         fastgru.show_config()
     else:

@@ -363,7 +363,7 @@ def _row(name: str, *columns: str) -> str:
     return f"{name:24}" + "".join(f"{column:>22}" for column in columns)
 
 
-def main(*, epochs: int, hidden_size: int, seed: int, seeds: int, plot: Path | None) -> None:
+def main(*, epochs: int, hidden_size: int, seed: int, seeds: int, plot: Path | None = None) -> None:
     """Train GRUs and LSTMs, print their errors and, unless `plot` is None, draw a PNG there.
 
     Parameters
@@ -372,7 +372,7 @@ def main(*, epochs: int, hidden_size: int, seed: int, seeds: int, plot: Path | N
         As for `run`.
     seed, seeds : int
         The first seed, and how many networks of each cell to train: their seeds count up from it.
-    plot : Path or None
+    plot : Path, optional
         File to write.
     """
     dates, ppm = load_co2()

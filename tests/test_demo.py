@@ -229,7 +229,7 @@ def test_same_seed_same_forecast(problem: demo.Problem, cell: str) -> None:
 
 
 def test_command_line_without_matplotlib(tmp_path: Path, no_matplotlib: Path) -> None:
-    done = fastgru_command("demo", *SHORT, cwd=tmp_path, path=no_matplotlib)
+    done = fastgru_command("demo", *SHORT, "--plot", cwd=tmp_path, path=no_matplotlib)
     assert done.returncode == 0, done.stderr
     assert 'pip install "fastgru[plot]"' in done.stdout
     for name in ("GRU", "LSTM", "last value", "seasonal naive", "mean absolute error, ppm"):
@@ -239,8 +239,8 @@ def test_command_line_without_matplotlib(tmp_path: Path, no_matplotlib: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_no_plot_does_not_ask_for_matplotlib(tmp_path: Path, no_matplotlib: Path) -> None:
-    done = fastgru_command("demo", *SHORT, "--no-plot", cwd=tmp_path, path=no_matplotlib)
+def test_nothing_is_written_unasked(tmp_path: Path, no_matplotlib: Path) -> None:
+    done = fastgru_command("demo", *SHORT, cwd=tmp_path, path=no_matplotlib)
     assert done.returncode == 0, done.stderr
     assert "matplotlib" not in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
@@ -257,10 +257,10 @@ def test_command_line_counts_seeds_from_the_first(
         return run(cell, seed=seed, **options)
 
     monkeypatch.setattr(demo, "run", watched)
-    assert cli.main(["demo", *SHORT, "--seed", "7", "--seeds", "2", "--no-plot"]) == 0
+    assert cli.main(["demo", *SHORT, "--seed", "7", "--seeds", "2"]) == 0
     assert trained == [("gru", 7), ("gru", 8), ("lstm", 7), ("lstm", 8)]
     assert "Networks with seeds 7 to 8:" in capsys.readouterr().out
-    assert cli.main(["demo", *SHORT, "--seeds", "1", "--no-plot"]) == 0
+    assert cli.main(["demo", *SHORT, "--seeds", "1"]) == 0
     shown = capsys.readouterr().out
     assert "Networks with seed 0:" in shown
     assert "cannot be compared" in shown
@@ -268,23 +268,11 @@ def test_command_line_counts_seeds_from_the_first(
 
 @NEEDS_MATPLOTLIB
 def test_command_line_draws_a_png(tmp_path: Path) -> None:
-    path = tmp_path / "co2.png"
-    done = fastgru_command("demo", *SHORT, "--plot", path, cwd=tmp_path)
+    path = tmp_path / "forecast.png"
+    done = fastgru_command("demo", *SHORT, "--plot", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_info_shows_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info"]) == 0
-    shown = capsys.readouterr().out
-    fastgru.show_config()
-    assert shown == capsys.readouterr().out != ""
-
-
-def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 2
-    assert "demo" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -295,7 +283,6 @@ def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
         ["--seed", "-1"],
         ["--seeds", "0"],
         ["--plot", "no/such/folder/forecast.png"],
-        ["--plot", "a.png", "--no-plot"],
     ],
 )
 def test_bad_options_are_refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,7 +149,7 @@ def test_command_line_runs(installed, tmp_path, place):
         pytest.skip("without its symlink the source tree needs an editable install")
     cwd = tmp_path if place == "elsewhere" else copy_checkout(tmp_path / place)
     assert "fastgru" in run(installed, "-m", "fastgru", "info", cwd=cwd)
-    bench = ["bench", "--rounds", "1", "--shape", "2,1,3,4", "--no-plot", "--json", tmp_path / "b"]
+    bench = ["bench", "--rounds", "1", "--shape", "2,1,3,4", "--json", tmp_path / "b"]
     assert "GRU/LSTM" in run(installed, "-m", "fastgru", *bench, cwd=cwd)
     assert "GRU/LSTM" in run(installed.with_name("fastgru"), *bench, cwd=cwd)
     assert "fastgru" in run(installed.with_name("fastgru"), "info", cwd=cwd)
