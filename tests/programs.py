@@ -45,9 +45,8 @@ def everything():
 """
 
 
-def run(code: str, **environment: Any) -> str:
-    """Output of a program that starts with the problem above."""
-    program = textwrap.dedent(PROBLEM) + textwrap.dedent(code)
+def python(program: str, **environment: Any) -> str:
+    """Output of a program, which must not fail nor warn."""
     result = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program],
         env=os.environ | environment,
@@ -57,3 +56,8 @@ def run(code: str, **environment: Any) -> str:
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def run(code: str, **environment: Any) -> str:
+    """Output of a program that starts with the problem above."""
+    return python(textwrap.dedent(PROBLEM) + textwrap.dedent(code), **environment)

@@ -147,6 +147,21 @@ def test_step_without_state_starts_from_zeros(cell: str) -> None:
 
 
 @each_cell
+def test_steps_of_one_sequence_without_samples(cell: str) -> None:
+    """(I,) and the states of an unbatched forward, which has (L, H)."""
+    problem = draw(cell, L=2)
+    x, params = problem.x[0], problem.params
+    h0 = tuple(member[:, 0] for member in problem.h0)
+    y, h_n = fastgru.forward(x, params, as_state(h0))
+    _, h = fastgru.forward(x[:1], params, as_state(h0))
+    for t in range(1, T):
+        y_t, h = fastgru.step(x[t], params, h)
+        assert_same_bits(y_t, y[t])
+    assert_same_bits(as_members(h), as_members(h_n))
+    assert_same_bits(fastgru.step(x[0], params)[0], fastgru.forward(x[:1], params)[0][0])
+
+
+@each_cell
 def test_forward_without_state_starts_from_zeros(cell: str) -> None:
     x, params, h0, *_ = draw(cell, L=2, D=2)
     zeros = as_state(tuple(np.zeros_like(h) for h in h0))

@@ -26,6 +26,8 @@ from problems import (
 )
 
 import fastgru
+from fastgru import calls
+from fastgru.kernels.cpu import layer, threads
 
 N, T, I, H = 3, 4, 3, 5  # the sizes that `draw` gives
 LENGTHS = [2, 0, 4]
@@ -51,6 +53,60 @@ def test_lengths_may_be_any_integer_sequence(lengths: Any) -> None:
     problem = draw("gru", dtype="float32")
     got, want = (solve(problem._replace(lengths=steps)) for steps in (lengths, [1, 2, 3]))
     assert_same_bits(got, want)
+
+
+class Series:
+    """What the library sees of a Series of pandas or polars."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = np.array(values)
+
+    def to_numpy(self) -> Any:
+        return self._values
+
+
+def test_lengths_may_be_a_series() -> None:
+    problem = draw("gru", dtype="float32")
+    got, want = (solve(problem._replace(lengths=steps)) for steps in (Series([1, 2, 3]), [1, 2, 3]))
+    assert_same_bits(got, want)
+    with pytest.raises(TypeError, match=r"^lengths: expected a sequence of 3 whole numbers"):
+        fastgru.forward(problem.x, problem.params, lengths=Series([1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_calls_with_lengths_share_what_is_prepared(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the lengths: kernels, workspace, and the pace that decides about threads."""
+    problem = draw("lstm", (rows, T, I, 64), L=2, D=2, dtype="float32")
+    rng = np.random.default_rng(0)
+
+    def solve_one() -> None:
+        solve(problem._replace(lengths=rng.integers(0, T + 1, rows)))
+
+    solve_one()
+    made: list[str] = []
+    for kind in (layer.Layer, layer.Backward, calls.Call, threads.Pace):
+        start = kind.__init__
+        monkeypatch.setattr(
+            kind, "__init__", lambda *args, start=start, name=kind.__name__: (
+                made.append(name), start(*args)
+            )[1],
+        )  # fmt: skip
+    for _ in range(20):
+        solve_one()
+    assert made == []
+
+
+def test_kept_calls_give_way_to_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older half of them."""
+    monkeypatch.setattr(calls, "_KEPT_CALLS", 4)
+    params = fastgru.pack(fastgru.init_params(I, 7, rng=0))
+    kept = params.architecture.calls
+    kept.clear()
+    for steps in range(1, 6):
+        fastgru.forward(np.zeros((1, steps, I), "float32"), params)
+    assert [call.T for call in kept.values()] == [3, 4, 5]
 
 
 def test_lengths_of_all_steps_are_no_lengths() -> None:

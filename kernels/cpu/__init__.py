@@ -4,6 +4,7 @@
 layouts and bad input is decided by the caller.
 """
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ __all__ = [
     "precisions",
     "ragged_rows",
 ]
+
+if sys.maxsize < 2**32:
+    raise ImportError("fastgru needs a 64-bit Python")
 
 device_of = None  # memory is one
 
