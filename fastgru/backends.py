@@ -101,17 +101,27 @@ def backend(library: str) -> Backend:
 
 def _kernels_of(library: str) -> Any:
     """The module of the kernels for an array library."""
-    # Python takes a package back whose import did not end, but not the modules that it had got to.
-    interrupted = "numba" not in sys.modules and any(m.startswith("numba.") for m in sys.modules)
+    if _KERNELS[library] in sys.modules:
+        return sys.modules[_KERNELS[library]]
+    # Where an import is interrupted, by Ctrl-C say, Python forgets the package, but not the modules
+    # that it had got to. Numba cannot go on from them, but can start again without them.
+    left = [
+        name
+        for name in sys.modules
+        if name.startswith(("numba.", "llvmlite.")) and name.rpartition(".")[0] not in sys.modules
+    ]
+    if not left:
+        return importlib.import_module(_KERNELS[library])
+    for name in [*sys.modules]:
+        if name.startswith(("numba.", *(f"{package.rpartition('.')[0]}." for package in left))):
+            sys.modules.pop(name, None)
     try:
         return importlib.import_module(_KERNELS[library])
     except Exception as error:
-        if interrupted:
-            raise RuntimeError(
-                "an earlier import of Numba in this process was interrupted (by Ctrl-C?), and "
-                "Numba cannot be imported again after that: start a new process"
-            ) from error
-        raise
+        raise RuntimeError(
+            "an earlier import of Numba in this process was interrupted (by Ctrl-C?), and it "
+            "cannot be imported again: start a new process"
+        ) from error
 
 
 def check_dtype(name: str, dtype: Any) -> None:

@@ -14,8 +14,20 @@ from fastgru.kernels.cpu.simd import load_group, store_group
 
 # The bounds that the library promises, in ulp.
 ULP = {"exp": 1.5, "sigmoid": 3.0, "tanh": 3.0}
-# More digits than float64 has, to measure float64 against.
+# More digits than float64 has, to measure float64 against; not so on Windows nor on macOS with Arm.
 WIDE = np.longdouble
+measurable = pytest.mark.parametrize(
+    "dtype",
+    [
+        "float32",
+        pytest.param(
+            "float64",
+            marks=pytest.mark.skipif(
+                np.finfo(WIDE).eps == np.finfo("float64").eps, reason="longdouble is float64"
+            ),
+        ),
+    ],
+)
 
 
 def vectorised(name: str, dtype: str) -> Callable[[Any, Any], None]:
@@ -61,7 +73,7 @@ def worst_over(name: str, dtype: str, bits: Any) -> float:
     return float(ulps(got, want).max())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@measurable
 @pytest.mark.parametrize("name", ULP)
 def test_ulp_over_samples(name: str, dtype: str) -> None:
     """Bit patterns spread evenly, so that every exponent and both signs come up."""
