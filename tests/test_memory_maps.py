@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from problems import (
+    Library,
     Problem,
     as_state,
     assert_same_bits,
@@ -118,6 +119,13 @@ def test_saved_of_a_cpu_with_other_vectors_is_refused(monkeypatch: pytest.Monkey
     restore = saved.__reduce__()[0]
     with pytest.raises(ValueError, match="vectors of another width"):
         restore(params, kinds, other, values)
+
+
+def test_saved_of_other_libraries_says_why_not(simulated: Library) -> None:
+    problem = simulated.take(draw("gru"))
+    _, _, saved = fastgru.forward_train(problem.x, problem.params)
+    with pytest.raises(TypeError, match=r"^Saved of cupy arrays cannot be pickled, as it holds"):
+        pickle.dumps(saved)
 
 
 def of_process(problem: Problem) -> Any:
