@@ -65,9 +65,8 @@ def _add_file(command: argparse.ArgumentParser, option: str, name: str, kind: st
 
 
 def _compile(*, cell: Sequence[str], dtype: Sequence[str]) -> int:
-    from fastgru.kernels.store import folder  # loads Numba
-
     of = backend("numpy").kernels
+    not_kept = 0
     makers = {
         f"{name} {kind} {kernel}": make
         for name in cell
@@ -77,12 +76,12 @@ def _compile(*, cell: Sequence[str], dtype: Sequence[str]) -> int:
     with tqdm(makers.items(), unit="kernel") as bar:
         for label, make in bar:
             bar.set_description(label)
-            make()
-    where = folder()
-    if where is None or not any(where.glob("*.kernel")):
-        print(f"error: compiled kernels cannot be kept in {where or 'a home folder'}")
+            not_kept += not make().is_kept
+    where = of.describe()["compiled kernels"]
+    if not_kept:
+        print(f"error: {not_kept} of {len(makers)} kernels could not be written: {where}")
         return 1
-    print(f"The kernels are compiled, and kept in {where}.")
+    print(f"{len(makers)} kernels are compiled: {where}")
     return 0
 
 

@@ -8,6 +8,7 @@ when an array of theirs comes, never before.
 import functools
 import importlib
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -99,36 +100,52 @@ def backend(library: str) -> Backend:
     return Backend(library, importlib.import_module(library), kernels)
 
 
+_forgetting = threading.Lock()
+_was_interrupted = False  # whether an import of kernels was, by Ctrl-C say
+
+
 def _kernels_of(library: str) -> Any:
     """The module of the kernels for an array library."""
-    if _KERNELS[library] in sys.modules:
-        return sys.modules[_KERNELS[library]]
-    # Where an import is interrupted, by Ctrl-C say, Python forgets the package, but not the modules
-    # that it had got to. Numba cannot go on from them, but can start again without them.
-    left = [
-        name
-        for name in sys.modules
-        if name.startswith(("numba.", "llvmlite.")) and name.rpartition(".")[0] not in sys.modules
-    ]
-    if not left:
-        return importlib.import_module(_KERNELS[library])
-    for name in [*sys.modules]:
-        if name.startswith(("numba.", *(f"{package.rpartition('.')[0]}." for package in left))):
-            sys.modules.pop(name, None)
+    global _was_interrupted
+    if _interrupted_packages():
+        _was_interrupted = True
+        with _forgetting:
+            for package in _interrupted_packages():
+                for name in [m for m in list(sys.modules) if m.startswith(f"{package}.")]:
+                    sys.modules.pop(name, None)
     try:
         return importlib.import_module(_KERNELS[library])
+    except KeyboardInterrupt:
+        _was_interrupted = True
+        raise
     except Exception as error:
+        if not _was_interrupted:
+            raise
         raise RuntimeError(
             "an earlier import of Numba in this process was interrupted (by Ctrl-C?), and it "
             "cannot be imported again: start a new process"
         ) from error
 
 
+def _interrupted_packages() -> set[str]:
+    """Packages whose import did not end: Python forgets them, but not their modules so far.
+
+    Numba cannot go on from those modules, but can start again without them.
+    """
+    parents = {
+        name.rpartition(".")[0]
+        for name in list(sys.modules)
+        if name.startswith(("numba.", "llvmlite."))
+    }
+    return parents - set(sys.modules)
+
+
 def check_dtype(name: str, dtype: Any) -> None:
     """Refuse every dtype but native float32 and float64."""
     if dtype not in (np.dtype("float32"), np.dtype("float64")):
         raise TypeError(
-            f"{name}: expected dtype float32 or float64 in native byte order, got {dtype!r}"
+            f"{name}: expected dtype float32 or float64 in native byte order, got {dtype!r}; "
+            'numpy.asarray(..., "float32") converts'
         )
 
 

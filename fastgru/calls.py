@@ -404,7 +404,7 @@ def _check_same_dtype(name: str, array: Any, params: Params) -> None:
             other = 'make params float32 by params.map(lambda w: w.astype("float32"))'
         raise TypeError(
             f"{name}: expected dtype {params.dtype}, as params, got {array.dtype}: nothing is "
-            f"promoted; use {name}.astype(params.dtype), or {other}"
+            f"promoted; convert it by .astype(params.dtype), or {other}"
         )
 
 

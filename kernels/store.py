@@ -145,12 +145,23 @@ def folder() -> Path | None:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether only its owner, this user, can put files into a folder: they are pickles."""
+    """Whether only this user or root can put files into a folder: they are pickles."""
     status = path.stat()
     if os.name != "posix":
         return True
     open_to_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return status.st_uid == os.geteuid() and not open_to_others
+    return status.st_uid in (os.geteuid(), 0) and not open_to_others
+
+
+def describe() -> str:
+    """Where compiled kernels are kept, or why they are not."""
+    where = folder()
+    if where is None:
+        return "not kept: no home folder"
+    try:
+        return str(where) if _is_private(where) else f"not kept: others can write to {where}"
+    except OSError:
+        return str(where)  # not made yet
 
 
 def cell_digest(cell: Cell) -> str | None:
@@ -193,13 +204,15 @@ def write(parts: tuple[Any, ...], body: bytes) -> None:
     if path is None:
         return
     with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Others may read: root can compile for all users of a machine or an image.
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not _is_private(path.parent):
             return
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:
                 file.write(hashlib.sha256(body).digest() + body)
                 file.close()
+                Path(file.name).chmod(0o644)
                 Path(file.name).replace(path)
             except OSError:
                 Path(file.name).unlink(missing_ok=True)

@@ -342,7 +342,7 @@ X_64, GRU_64 = X.astype("float64"), GRU.map(lambda w: w.astype("float64"))
 ONE_BIAS = {key: array for key, array in NAMED.items() if key != "bias_hh_l0"}
 remedies: dict[str, tuple[type[Exception], str, Callable[..., Any], tuple[Any, ...]]] = {
     "float64 x": (
-        TypeError, r'x\.astype\(params\.dtype\), or give init_params dtype="float64"$',
+        TypeError, r'by \.astype\(params\.dtype\), or give init_params dtype="float64"$',
         fastgru.forward, (X_64, GRU),
     ),
     "params that an update made float64": (
@@ -350,7 +350,7 @@ remedies: dict[str, tuple[type[Exception], str, Callable[..., Any], tuple[Any, .
         fastgru.forward, (X, GRU.map(lambda w: w - np.float64(0.1) * w)),
     ),
     "float64 state": (
-        TypeError, r"h0\.astype\(params\.dtype\)",
+        TypeError, r"^h0: .*by \.astype\(params\.dtype\)",
         fastgru.forward, (X, GRU, STATE.astype("float64")),
     ),
     "DataFrame": (

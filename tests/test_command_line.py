@@ -1,6 +1,7 @@
 """The command line beside `demo` and `bench`: what it prints, compiles and refuses."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_compile_says_where_nothing_can_be_kept(
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/nowhere")
     done = fastgru_command("compile", "--cell", "gru", "--dtype", "float64", cwd=tmp_path)
     assert done.returncode == 1
-    assert "cannot be kept in /proc/nowhere" in done.stdout
+    assert re.search(r"error: (\d+) of \1 kernels could not be written: /proc/now", done.stdout)
 
 
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:

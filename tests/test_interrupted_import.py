@@ -55,6 +55,51 @@ def test_an_interrupted_import_of_numba(module: str) -> None:
     assert lines == ["interrupted", "(1, 4, 2)", "100"]
 
 
+def test_an_interrupted_subpackage_leaves_a_complete_numba_alone() -> None:
+    lines = python(
+        """
+import sys
+import numba, numpy as np, fastgru
+
+@numba.njit(parallel=True)
+def count(n):
+    total = 0
+    for _ in numba.prange(n):
+        total += 1
+    return total
+
+# As after Ctrl-C in the import of a subpackage that nobody needs here.
+sys.modules["numba.of_somebody.part"] = sys
+before = sys.modules["numba.core.types"]
+print(fastgru.forward(np.ones((1, 4, 2), "float32"), fastgru.init_params(2, 3))[0].shape)
+print(count(100), sys.modules["numba.core.types"] is before)
+"""
+    ).splitlines()
+    assert lines == ["(1, 4, 3)", "100 True"]
+
+
+def test_several_threads_make_the_first_call() -> None:
+    """Each waits until Numba is imported."""
+    lines = python(
+        """
+import threading
+import numpy as np
+import fastgru
+
+params = fastgru.init_params(2, 3)
+found = []
+
+def work():
+    found.append(fastgru.forward(np.ones((1, 4, 2), "float32"), params)[0].shape)
+
+workers = [threading.Thread(target=work) for _ in range(4)]
+[w.start() for w in workers], [w.join() for w in workers]
+print(found)
+"""
+    ).splitlines()
+    assert lines == [str([(1, 4, 3)] * 4)]
+
+
 def test_where_numba_cannot_be_imported_again() -> None:
     program = PROGRAM.format(module="numba.core.types.abstract", then=AGAIN)
     lines = python(program.partition("import numba\n")[0]).splitlines()

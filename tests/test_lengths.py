@@ -27,6 +27,8 @@ from problems import (
 
 import fastgru
 from fastgru import calls
+from fastgru.kernels import cpu
+from fastgru.kernels.cells import CELLS
 from fastgru.kernels.cpu import layer, threads
 
 N, T, I, H = 3, 4, 3, 5  # the sizes that `draw` gives
@@ -96,6 +98,19 @@ def test_calls_with_lengths_share_what_is_prepared(
     for _ in range(20):
         solve_one()
     assert made == []
+
+
+def test_the_work_of_steps_with_few_rows() -> None:
+    """One long row beside short ones reads the weights as often as many long ones."""
+
+    def work(lengths: list[int]) -> int:
+        rows = cpu.ragged_rows(np.array(lengths), len(lengths), 50)
+        return cpu.Recurrence(CELLS["gru"], 8, 16, np.dtype("float32"), rows).pace_work()
+
+    step = work([1, 1, 1]) // 3
+    assert work([50, 50, 50, 50]) == 200 * step
+    assert work([50, 1, 1, 1]) == (4 + 49 * 3) * step
+    assert work([0, 0]) == 0
 
 
 def test_kept_calls_give_way_to_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:

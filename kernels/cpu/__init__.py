@@ -8,9 +8,10 @@ import sys
 from typing import Any
 
 import numpy as np
+from numba.core.registry import cpu_target
 
+from .. import store
 from ..ragged import ragged_rows
-from ..store import folder
 from .build import kernel_makers
 from .recurrence import Recurrence
 from .simd import has_fma, register_bits, register_count, target
@@ -30,6 +31,9 @@ __all__ = [
 
 if sys.maxsize < 2**32:
     raise ImportError("fastgru needs a 64-bit Python")
+# Loads what Numba otherwise loads with the first kernel: here, whoever imports this module can tell
+# when it was interrupted.
+cpu_target.target_context.refresh()
 
 device_of = None  # memory is one
 
@@ -51,5 +55,5 @@ def describe() -> dict[str, str]:
         "CPU vectors": f"{register_count()} registers of {register_bits()} bits{fused}, "
         f"for CPU {target().cpu}",
         "CPU threads": describe_threads(),
-        "compiled kernels": str(folder() or "not kept: no home folder"),
+        "compiled kernels": store.describe(),
     }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
 
 from ..cells import Cell, Operand
 from ..plan import PhasePlan, phase_plans
@@ -150,7 +151,14 @@ class Kernel:
     def address(self) -> int:
         """Where its machine code is."""
         compiled = self.dispatcher.overloads[self._signature.args]
-        return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+        with global_compiler_lock:  # no fork while LLVM looks for it, see `thread_pool`
+            return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is on disk for later processes."""
+        cache = self.dispatcher._cache
+        return isinstance(cache, KernelCache) and cache.is_kept
 
 
 class ThreadedKernel(Kernel):
@@ -175,8 +183,10 @@ class ThreadedKernel(Kernel):
             kinds = (types.intp, *self._signature.args)
             cache = KernelCache(self._threads.__qualname__)
             dispatcher = numba.njit(nogil=True, parallel=True, **_UNCOUNTED)(self._threads)
-            self._launcher = Kernel(_load_or_compile(dispatcher, kinds, cache))
-            self._parallel = functools.partial(self._launcher.call, self.address)
+            launcher = Kernel(_load_or_compile(dispatcher, kinds, cache))
+            # In this order: another thread may come between.
+            self._parallel = functools.partial(launcher.call, self.address)
+            self._launcher = launcher
         return self._launcher
 
     def on(self, workers: int) -> Callable[..., None]:

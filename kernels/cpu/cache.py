@@ -43,6 +43,7 @@ class KernelCache(_Cache):
         )
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         self.is_exact = sources is not None
+        self._last_parts: tuple[Any, ...] = ()
 
     @property
     def cache_path(self) -> str:
@@ -57,8 +58,14 @@ class KernelCache(_Cache):
     def flush(self) -> None:
         pass
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether what was last asked for is on disk."""
+        return store.read(self._last_parts) is not None
+
     def _parts(self, sig: Any, target: Any) -> tuple[Any, ...]:
-        return self.digest, str(sig), target.codegen().magic_tuple()
+        self._last_parts = self.digest, str(sig), target.codegen().magic_tuple()
+        return self._last_parts
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         target_context.refresh()

@@ -47,6 +47,7 @@ class Recurrence:
         self.form = self.layer.size.value, self.layer.size.unit
         self.work = self.layer.row_work * max(self.total, _ROWS_WORTH_READING)
         self._kept_ends: Array | None = None
+        self._kept_pace_work: int | None = None
         self._nothing = self.layer.nothing
         # Of calls so short that nothing about them is decided or noted each time.
         self._short_way: Way | None = None
@@ -56,7 +57,16 @@ class Recurrence:
 
     def _way(self, pace: Pace) -> Way:
         """How the threads that may be used now run the loop."""
-        return self.layer.way(pace.choose(allowed_threads(self.work), self.work), self.ragged)
+        threads = pace.choose(allowed_threads(self.work), self.pace_work())
+        return self.layer.way(threads, self.ragged)
+
+    def pace_work(self) -> int:
+        """Multiply-adds, and what reading the weights of steps with few rows is worth in them."""
+        if self._kept_pace_work is None:
+            rows = np.diff(self.ragged.offset)
+            rows = np.maximum(rows[rows > 0], _ROWS_WORTH_READING)
+            self._kept_pace_work = self.layer.row_work * int(rows.sum())
+        return self._kept_pace_work
 
     def _ends(self) -> Array:
         """Where the blocks of steps that backward takes end, the last ones first, and 0."""
@@ -122,7 +132,7 @@ class Recurrence:
         finally:
             way.forward_shelf.give_back(work)
         if pace is not None:
-            pace.record(way.workers, time.perf_counter() - start, self.work)
+            pace.record(way.workers, time.perf_counter() - start, self.pace_work())
         return values
 
     def backward(
@@ -186,5 +196,5 @@ class Recurrence:
             d_shelf.give_back(d)
             way.backward_shelf.give_back(work)
         if pace is not None:
-            pace.record(way.threads, time.perf_counter() - start, self.work)
+            pace.record(way.threads, time.perf_counter() - start, self.pace_work())
         return gradients

@@ -5,14 +5,13 @@ GNU OpenMP hangs, or is ended by Numba. So a child of a process that may have ha
 on one thread; a process that was started anew (spawned, or by loky) does not.
 """
 
+import contextlib
 import ctypes
 import importlib
 import multiprocessing
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numba
@@ -32,7 +31,8 @@ _seen_fork = False  # whether a fork made this process after this module was loa
 def _begin_child() -> None:
     global _is_usable, _seen_fork
     _is_usable, _seen_fork = None, True
-    global_compiler_lock.release()
+    with contextlib.suppress(RuntimeError):  # a host that forks in C may have left `before` out
+        global_compiler_lock.release()
 
 
 if hasattr(os, "register_at_fork"):
@@ -61,10 +61,9 @@ def _was_forked() -> bool:
     if flags:
         return bool(flags & _FORKED_WITHOUT_EXEC)
     # Where the system does not tell: children of `multiprocessing` that were not started anew.
-    return (
-        multiprocessing.parent_process() is not None
-        and "--multiprocessing-fork" not in sys.orig_argv
-    )
+    process = multiprocessing.current_process()
+    method = getattr(process, "_start_method", None) or multiprocessing.get_start_method(True)
+    return multiprocessing.parent_process() is not None and method in ("fork", "forkserver")
 
 
 def _process_flags() -> int:
@@ -79,8 +78,11 @@ def _process_flags() -> int:
 
 def _may_have_had_threads() -> bool:
     """Whether a library is loaded whose threads a fork leaves behind; True if that is not known."""
-    if numba_pool._is_initialized:
-        return True
+    return numba_pool._is_initialized or _has_openmp()
+
+
+def _has_openmp() -> bool:
+    """Whether OpenMP or TBB is loaded; True where the system does not tell."""
     try:
         return _RUNTIMES.search(Path("/proc/self/maps").read_text()) is not None
     except OSError:
@@ -90,25 +92,31 @@ def _may_have_had_threads() -> bool:
 def start() -> None:
     """Start the pool, which alone knows its layer and its number of threads.
 
-    Numba then sets how many threads OpenMP uses, for every library of this process that shares it;
-    here that is put back.
+    Numba then sets how many threads OpenMP uses, and that regions may be nested, for every library
+    of this process that shares it; here that is put back. Nested regions are Numba's own wish, so
+    they stay where no other library has loaded OpenMP.
     """
     if not numba_pool._is_initialized:
         with _openmp_settings_kept():
             numba.get_num_threads()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _openmp_settings_kept() -> Iterator[None]:
     """Put OpenMP's settings back as they were."""
-    kept = [(write, read()) for read, write in _openmp_settings()]
+    names = ["num_threads"]
+    if _has_openmp():
+        names.append("max_active_levels")
+    kept = [(write, read()) for read, write in _openmp_settings(names)]
     yield
     for write, value in kept:
         write(value)
 
 
-def _openmp_settings() -> list[tuple[Callable[[], int], Callable[[int], None]]]:
-    """Pairs of functions that read and write a setting that Numba changes."""
+def _openmp_settings(
+    names: list[str],
+) -> list[tuple[Callable[[], int], Callable[[int], None]]]:
+    """Pairs of functions that read and write these settings."""
     try:
         pool = importlib.import_module("numba.np.ufunc.omppool")
     except ImportError:  # Numba has no OpenMP here
@@ -117,16 +125,10 @@ def _openmp_settings() -> list[tuple[Callable[[], int], Callable[[int], None]]]:
     # comes before those that Numba's file names.
     scopes = [ctypes.CDLL(None)] if os.name == "posix" else []
     scopes.append(ctypes.CDLL(pool.__file__))
-    names = (
-        ("omp_get_max_threads", "omp_set_num_threads"),
-        (
-            "omp_get_max_active_levels",
-            "omp_set_max_active_levels",
-        ),
-    )
     found = []
-    for read_name, write_name in names:
-        scope = next((s for s in scopes if hasattr(s, read_name)), None)
+    for name in names:
+        reader = "omp_get_max_threads" if name == "num_threads" else f"omp_get_{name}"
+        scope = next((s for s in scopes if hasattr(s, reader)), None)
         if scope is not None:
-            found.append((getattr(scope, read_name), getattr(scope, write_name)))
+            found.append((getattr(scope, reader), getattr(scope, f"omp_set_{name}")))
     return found

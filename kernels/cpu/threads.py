@@ -85,7 +85,7 @@ def allowed_threads(work: int) -> int:
 class Pace:
     """How fast one kind of call is on one thread; ends that on several where they are slower.
 
-    Calls of one kind may differ in length: what counts is the time a multiply-add.
+    Calls of one kind may differ in length: what counts is the time a multiply-add of their work.
     """
 
     def __init__(self) -> None:
