@@ -185,11 +185,23 @@ def test_gradients_of_many_inputs(cell: str, N: int, T: int) -> None:
         assert_same_bits(gradient, np.tile(once, 2) if once.shape[-1] == 300 else once)
 
 
+@pytest.mark.parametrize("H", [301, 512])
 @pytest.mark.parametrize(("N", "T"), [(3, 4), (520, 2)])
 @pytest.mark.parametrize("cell", ALL_CELLS)
-def test_gradients_of_many_units(cell: str, N: int, T: int) -> None:
-    """More units than are multiplied at once: all of them twice, each half without the other."""
-    H = 301
+def test_gradients_of_many_units(cell: str, N: int, T: int, H: int) -> None:
+    """More units than are multiplied at once: all of them twice, each half without the other.
+
+    Sums are made of chunks of 512: of 301 units, one ends within the second half, which then rounds
+    otherwise. All else has the same bits.
+    """
+
+    def assert_equal(got: np.ndarray, want: np.ndarray) -> None:
+        if H == 512:
+            assert_same_bits(got, want)
+        else:
+            largest = np.abs(want).max()
+            assert_close(got / largest, want / largest, 1e-13)
+
     problem = draw(cell, (N, T, 5, H))
 
     def twice(array: np.ndarray, across: bool) -> np.ndarray:
@@ -212,12 +224,13 @@ def test_gradients_of_many_units(cell: str, N: int, T: int) -> None:
     )
     y, _, want = solve(problem)
     wide_y, _, got = solve(doubled)
-    assert_same_bits(wide_y, np.tile(y, 2))
+    assert_same_bits(wide_y[:, :, :H], y)
+    assert_equal(wide_y, np.tile(y, 2))
     for once, both in zip(as_members(want.h0), as_members(got.h0), strict=True):
-        assert_same_bits(both, np.tile(once, 2))
+        assert_equal(both, np.tile(once, 2))
     for name, gradient in got.params.to_dict().items():
         once = twice(want.params.to_dict()[name], across=False)
-        assert_same_bits(gradient, np.tile(once, 2) if name.startswith("weight_hh") else once)
+        assert_equal(gradient, np.tile(once, 2) if name.startswith("weight_hh") else once)
 
 
 @pytest.mark.parametrize("cell", ALL_CELLS)
