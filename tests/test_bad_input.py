@@ -347,7 +347,7 @@ remedies: dict[str, tuple[type[Exception], str, Callable[..., Any], tuple[Any, .
     ),
     "params that an update made float64": (
         TypeError, r'params float32 by params\.map\(lambda w: w\.astype\("float32"\)\)$',
-        fastgru.forward, (X, GRU.map(lambda w: w - np.float64(0.1) * w)),
+        fastgru.forward, (X, GRU.map(lambda w: w - np.full(1, 0.1) * w)),
     ),
     "float64 state": (
         TypeError, r"^h0: .*by \.astype\(params\.dtype\)",
