@@ -110,6 +110,18 @@ def test_a_folder_open_to_others_is_not_used(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_a_folder_of_root_serves_all_users(filled: tuple[Path, list[str]]) -> None:
+    """Of an image, say: root can do anything to them anyway."""
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root can make one")
+    home, lines = filled
+    run("gru", home)
+    another_user = "import os; os.geteuid = lambda: 12345\n"
+    assert run("gru", home, before=another_user) == [lines[0], "hits 1"]
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in files(home))
+    assert files(home)[0].parent.stat().st_mode & 0o777 == 0o755
+
+
 def test_eight_processes_fill_an_empty_cache_at_once(
     filled: tuple[Path, list[str]], tmp_path: Path
 ) -> None:

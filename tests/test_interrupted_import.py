@@ -3,6 +3,15 @@
 import pytest
 from programs import python
 
+# The host's own use of Numba.
+HOST = """
+@numba.njit(parallel=True)
+def count(n):
+    total = 0
+    for _ in numba.prange(n):
+        total += 1
+    return total
+"""
 PROGRAM = """
 import sys
 import numpy as np
@@ -29,14 +38,7 @@ try:
 except RuntimeError as error:
     print(error)
 import numba
-
-@numba.njit(parallel=True)
-def count(n):
-    total = 0
-    for _ in numba.prange(n):
-        total += 1
-    return total
-
+{host}
 print(count(100))
 """
 MODULES = [
@@ -51,23 +53,16 @@ MODULES = [
 @pytest.mark.parametrize("module", MODULES)
 def test_an_interrupted_import_of_numba(module: str) -> None:
     """At an early place and at late ones; the host's own use of Numba works too."""
-    lines = python(PROGRAM.format(module=module, then="")).splitlines()
+    lines = python(PROGRAM.format(module=module, then="", host=HOST)).splitlines()
     assert lines == ["interrupted", "(1, 4, 2)", "100"]
 
 
 def test_an_interrupted_subpackage_leaves_a_complete_numba_alone() -> None:
     lines = python(
-        """
+        f"""
 import sys
 import numba, numpy as np, fastgru
-
-@numba.njit(parallel=True)
-def count(n):
-    total = 0
-    for _ in numba.prange(n):
-        total += 1
-    return total
-
+{HOST}
 # As after Ctrl-C in the import of a subpackage that nobody needs here.
 sys.modules["numba.of_somebody.part"] = sys
 before = sys.modules["numba.core.types"]
@@ -101,7 +96,7 @@ print(found)
 
 
 def test_where_numba_cannot_be_imported_again() -> None:
-    program = PROGRAM.format(module="numba.core.types.abstract", then=AGAIN)
+    program = PROGRAM.format(module="numba.core.types.abstract", then=AGAIN, host="")
     lines = python(program.partition("import numba\n")[0]).splitlines()
     assert lines[0] == "interrupted"
     assert "was interrupted" in lines[1]
