@@ -76,6 +76,8 @@ def growth(library: str, mode: str, cell: str = "gru", shape: Shape = SHAPE) -> 
 
 
 def main() -> None:
+    if sys.platform == "win32":
+        sys.exit("Windows does not tell the memory of a process by Python's `resource`")
     T, B, _, H = SHAPE
     outputs = 4 * T * B * H
     print(f"T, B, I, H = {SHAPE}, float32; y takes {outputs / MIB:.0f} MiB; growth in MiB")
