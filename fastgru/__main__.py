@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 1 when `bench` could not measure something, when `compile` could keep
-        nothing, or when nobody reads what is printed; 2 when no command is given.
+        Exit status: 0; 1 when `bench` could not measure something, when `compile` could not write
+        a kernel, or when nobody reads what is printed; 2 when no command is given.
     """
     try:
         status = _run(argv)
@@ -122,7 +122,7 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     commands = parser.add_subparsers(title="commands", dest="command")
 
-    about = "forecast the weekly CO2 record of Mauna Loa with a GRU and an LSTM"
+    about = "forecast the weekly CO2 record of Mauna Loa with GRUs and LSTMs"
     run = commands.add_parser(
         "demo",
         help=about,

@@ -94,22 +94,24 @@ def backend(library: str) -> Backend:
     ModuleNotFoundError
         If what its kernels need is not installed; the message says how to install it.
     RuntimeError
-        If an earlier import of Numba was interrupted, which Numba does not recover from.
+        If an earlier import of Numba was interrupted, and it could not be made again.
     """
     kernels = _kernels_of(library)
     return Backend(library, importlib.import_module(library), kernels)
 
 
-_forgetting = threading.Lock()
+_repairing = threading.Lock()
 _was_interrupted = False  # whether an import of kernels was, by Ctrl-C say
 
 
 def _kernels_of(library: str) -> Any:
     """The module of the kernels for an array library."""
     global _was_interrupted
-    if _interrupted_packages():
+    # Not where they are loaded: looking through all modules takes longer than packing a small
+    # layer, and `pack` comes here each time.
+    if _KERNELS[library] not in sys.modules and _interrupted_packages():
         _was_interrupted = True
-        with _forgetting:
+        with _repairing:
             for package in _interrupted_packages():
                 for name in [m for m in list(sys.modules) if m.startswith(f"{package}.")]:
                     sys.modules.pop(name, None)
