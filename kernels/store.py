@@ -26,6 +26,8 @@ import numba
 
 from .cells import Cell
 
+# Subpackages, each with the kernels for one kind of hardware.
+_TARGETS = "cpu", "cuda"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 # Numba's settings that leave the code as it is: where it is kept, what is shown, how threads run.
@@ -56,11 +58,12 @@ def compiler_settings(config: ModuleType) -> list[tuple[str, str]]:
 def sources_digest(target: str) -> str | None:
     """Digest of the modules that may go into a kernel for a target, "cpu" or "cuda".
 
-    Of their code where sources are not there, as in frozen applications; None where there is
-    neither.
+    All of this package, but for other targets. Of their code where sources are not there, as in
+    frozen applications; None where there is neither.
     """
     digest = hashlib.sha256()
-    names = [*_modules(__package__), *_modules(f"{__package__}.{target}")]
+    others = tuple(f"{__package__}.{other}" for other in _TARGETS if other != target)
+    names = _modules(__package__, others)
     if __name__ not in names:  # they cannot be listed here
         return None
     for name in sorted(names):
@@ -71,10 +74,15 @@ def sources_digest(target: str) -> str | None:
     return digest.hexdigest()
 
 
-def _modules(package: str) -> list[str]:
-    """Names of a package and of its modules, its subpackages left out."""
-    found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
-    return [package, *(module.name for module in found if not module.ispkg)]
+def _modules(package: str, left_out: tuple[str, ...]) -> list[str]:
+    """Names of a package, of its modules and of those of its subpackages, but for some of these."""
+    names = [package]
+    spec = importlib.util.find_spec(package)  # imports nothing but the packages above
+    places = spec.submodule_search_locations if spec else None
+    for module in pkgutil.iter_modules(places or [], f"{package}."):
+        if module.name not in left_out:
+            names += _modules(module.name, left_out) if module.ispkg else [module.name]
+    return names
 
 
 def _content(name: str) -> bytes | None:
@@ -117,7 +125,7 @@ def functions_digest(functions: Iterable[Callable[..., Any]]) -> str | None:
             return None
         # The file alone would not tell two of its lambdas apart.
         digest.update(_code_digest(function.__code__))
-        if function.__module__.rpartition(".")[0] != __package__:
+        if not function.__module__.startswith(f"{__package__}."):
             paths.add(inspect.getsourcefile(function))
     for path in sorted(str(p) for p in paths):
         try:
@@ -173,8 +181,9 @@ def cell_digest(cell: Cell) -> str | None:
     equations = functions_digest(functions)
     if equations is None:
         return None
-    forms = [(phase.pre_activations, phase.values) for phase in cell.phases]
-    parts = (cell.name, cell.gates, cell.states, forms, equations)
+    forms = [(phase.pre_activations, phase.values, phase.norm) for phase in cell.phases]
+    weights = [(w.name, w.kind, w.gates, w.part) for w in cell.weights]
+    parts = (cell.name, cell.gates, cell.states, weights, cell.norm, forms, equations)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

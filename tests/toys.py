@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import reference
 
-from fastgru.kernels.cells import CELLS, Cell, Operand, Phase, PreActivation
+from fastgru.kernels.cells import (
+    BIAS,
+    CELLS,
+    INPUT,
+    RECURRENT,
+    Cell,
+    Operand,
+    Phase,
+    PreActivation,
+    Weight,
+)
 from fastgru.kernels.primitives import one_like, sigmoid, tanh, zero_like
 
 # --- two phases; fewer input gates than recurrent ones; parts of a gate used apart ----------------
@@ -133,11 +143,23 @@ def no_product(x: Any, state: Any, w: Mapping[str, Any]) -> Any:
     return (h + z * (n - h),)
 
 
+def weights_of(input_gates: tuple[str, ...], recurrent_gates: tuple[str, ...]) -> Any:
+    """Weights of PyTorch's form: matrices, and a bias for each."""
+    found = [Weight("weight_ih", INPUT, input_gates)]
+    if recurrent_gates:
+        found.append(Weight("weight_hh", RECURRENT, recurrent_gates))
+    found.append(Weight("bias_ih", BIAS, input_gates, part=INPUT))
+    if recurrent_gates:
+        found.append(Weight("bias_hh", BIAS, recurrent_gates, part=RECURRENT))
+    return tuple(found)
+
+
 TOYS = (
     Cell(
         name="toy_two_phases",
         gates=("f", "n"),
         states=("h",),
+        weights=weights_of(("n",), ("f", "n")),
         phases=(
             Phase((PreActivation("f", input=False),), ("f",), _gate_forward, _gate_backward),
             Phase(
@@ -154,6 +176,7 @@ TOYS = (
         name="toy_transformed",
         gates=("z", "c"),
         states=("h", "s"),
+        weights=weights_of(("z", "c"), ("z", "c")),
         phases=(
             Phase(
                 (PreActivation("z"), PreActivation("c")),
@@ -169,6 +192,7 @@ TOYS = (
         name="toy_no_product",
         gates=("z", "n"),
         states=("h",),
+        weights=weights_of(("z", "n"), ()),
         phases=(
             Phase(
                 (PreActivation("z", recurrent=False), PreActivation("n", recurrent=False)),

@@ -13,10 +13,10 @@ from numba.core.registry import cpu_target
 from .. import store
 from ..ragged import ragged_rows
 from .build import kernel_makers
+from .packed import Packing
 from .recurrence import Recurrence
 from .simd import has_fma, register_bits, register_count, target
 from .threads import describe_threads
-from .weights import Packing
 
 __all__ = [
     "Packing",

@@ -1,123 +1,126 @@
-"""The backward time loop, for any cell: from gradients of the outputs to those of pre-activations.
+"""The backward loop, for every cell: from gradients of the outputs to those of pre-activations.
 
 The mirror of `forward`: the same blocks of sorted rows, shared by threads in the same two ways,
 phases in reverse. It runs over some steps, the last ones first, and leaves the gradients of their
-pre-activations in packed rows; `gradients` makes those of x and of the weights from them.
+pre-activations in packed rows, with the operands that are not h; `gradients` makes those of x and
+of the weights from them.
 
-Packed weights are one flat array: for each phase its recurrent weights (panels, gates, H, lanes),
-where a panel is a vector of the operand's units.
+It is told in a table what depends on the cell: a `LoopPlan`, a `BackwardPlan`, and then a
+`BackwardPhase` for each phase, the last one first.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
-from numba.extending import register_jitable
-
-from ..cells import Cell
-from ..plan import phase_plans
+from .barrier import join, prefetch_run, row_block_of, turns, wait
+from .calling import call_at, record
+from .equations import Strided
 from .float_mode import enter_ieee_mode, restore_mode
-from .plan import GROUP, GROUP_BITS, backward_layout, chain, first_of_group, row_sizes, units_of
-from .product import make_share_out, product
-from .rows import add_row, fetch_ahead, make_state_rows, previous_h, running, time_index
-from .simd import add_group, inlined, load_group, make_sweeps, store_group, zero_group
-from .team import block_of, fetch, join, meet, turns
+from .forward import first_of_strip
+from .normalise import normalise_rows_backward
+from .product import Extent, Factors, Panels, Prefetch, Sums, TileCounts, share_of_strip
+from .rows import (
+    add_row,
+    make_state_rows,
+    prefetch_ahead,
+    previous_h,
+    running,
+    time_index,
+    units_of,
+)
+from .simd import inlined, make_sweeps, pointer
+from .tuning import STRIP, STRIP_BITS
 
 
-def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
-    """One phase of one step, backward, for the running rows: its equations, then its product."""
-    states, part = len(cell.states), phase_plans(cell)[number]
-    first, first_value = part.first, part.first_value
-    seen = first_value + part.values
-    first_recurrent, gates = part.first_recurrent, part.recurrents
-    recurrents_before = part.recurrents_before
-    equations = register_jitable(cell.phases[number].backward)
-    operand_gradient = register_jitable(cell.phases[number].operand.gradient)
+class LoopPlan(NamedTuple):
+    """How threads run a backward pass; lengths in elements."""
+
+    worker_size: int  # a worker's part of the workspace
+    workers: int  # threads of the loop over steps
+    threads: int  # threads that may be used
+
+
+class BackwardPlan(NamedTuple):
+    """What the backward loop is told of a layer; lengths in elements."""
+
+    phases: int
+    states: int
+    block_rows: int  # rows at once
+    unit: int  # of `layout.Rows`, likewise the next ones
+    value_row: int
+    d_row: int
+    h_row: int
+    dstate: int  # of `layout.BackwardWorkspace`, likewise the next ones
+    h: int
+    doperand: int
+    dvalues: int
+
+
+class BackwardPhase(NamedTuple):
+    """What the backward loop is told of a phase; positions in a row are elements."""
+
+    equations: int  # address
+    first: int  # its first pre-activation
+    recurrent: int  # first that the operand feeds
+    recurrents: int  # how many it feeds
+    product: int  # address of the product with one gate
+    weights: int  # where the recurrent weights lie in packed weights
+    operand_gradient: int  # address
+    operand: int  # where the operand goes in a row of `d`
+    full_rows: int  # of `TileCounts` of that product, likewise the next ones
+    full_panels: int
+    pairs: int
+    norm_values: int  # where what a normaliser kept lies in a row of values; -1 if there is none
+
+
+_LOOP, _PLAN = len(LoopPlan._fields), len(BackwardPlan._fields)
+_PHASE = len(BackwardPhase._fields)
+
+
+def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
+    """Build the product that makes an operand's gradient in one step: strips of panels."""
     fill_zero, _ = make_sweeps(lanes)
-    share_out = make_share_out(1)
 
-    if number + 1 < len(cell.phases):
-
-        def gradients_so_far(work, start, stride):
-            return load_group(work, start, stride, seen)
-
-    else:
-
-        def gradients_so_far(work, start, stride):
-            return zero_group(work, seen)  # no later phase has used these values
-
-    value_gradients = register_jitable(gradients_so_far)
-
-    def phase(
-        work, at, size, units, meeting, members, saved, value, next_value, soon_size, d, d_row,
-        weights, running_rows, rows, step, H,
-    ):  # fmt: skip
-        # work, saved, d, weights: flat; value, d_row: index of the first row's values, gradients;
-        # next_value: of the values that the next step reads, soon_size of them
+    def multiply(phase, plan, sums, d, weights, units, running_rows, step, H, ahead, ahead_size):
+        # sums, d, weights: pointers, of the step's first row; ahead: pointer to the values that the
+        # next step reads, so many of them
         for row in range(running_rows):
-            for unit in range(units.first, units.last, lanes):
-                at_h = row * size.h + unit
-                at_v = row * size.value + unit
-                (h,) = load_group(work, at.h + at_h, 0, 1)
-                values = load_group(saved, value + at_v, size.unit, seen)
-                dstate = load_group(work, at.dstate + at_h, rows * size.h, states)
-                dvalues = value_gradients(work, at.dvalues + at_v, size.unit)
-                da, dstate, dvalues = equations(h, values, dstate, dvalues)
-                store_group(d, d_row + row * size.pre + first * size.unit + unit, size.unit, da)
-                store_group(work, at.dstate + at_h, rows * size.h, dstate)
-                store_group(work, at.dvalues + at_v, size.unit, dvalues)
-
-        # To the operand, and through it to h and to the values of earlier phases.
-        if gates == 0:
-            return
-        meet(meeting, members)
-        if members > 1:
-            for row in range(running_rows):
-                fetch(d, d_row + row * size.pre + first_recurrent * size.unit, gates * size.unit)
-        sums = at.doperand + units.first
-        for row in range(running_rows):
-            fill_zero(work, sums + row * size.h, units.vectors * lanes)
-        panel = gates * H * lanes
-        first_weight = size.unit * recurrents_before * H + units.first * gates * H
-        weight_bytes = units.vectors * panel * work.itemsize
-        ask = share_out(soon_size, running_rows, units.vectors, gates * H, weight_bytes)
-        for group in range((units.vectors + GROUP - 1) // GROUP):
-            vector = first_of_group(group, units.vectors, GROUP_BITS, step)
-            next_vector = first_of_group(group + 1, units.vectors, GROUP_BITS, step)
-            at_vector = sums + vector * lanes
-            product(
-                work, at_vector, size.h, 0,
-                work, at_vector, size.h, 0,
-                d, d_row + first_recurrent * size.unit, size.pre, size.unit, 1,
-                weights, first_weight + vector * panel, panel, lanes,
-                first_weight + next_vector * panel,
-                (saved, next_value + group * ask.size, ask.n_tile, ask.n_round), gates, H,
-                running_rows, min(GROUP, units.vectors - vector), 1,
+            fill_zero(sums, row * plan.h_row, units.vectors * lanes)
+        panel = phase.recurrents * H * lanes
+        first_panel = pointer(weights, phase.weights + units.first * phase.recurrents * H)
+        tiles = TileCounts(phase.full_rows, phase.full_panels, phase.pairs)
+        share = share_of_strip(
+            ahead_size, running_rows, units.vectors, phase.recurrents * H,
+            units.vectors * panel * itemsize, tiles,
+        )  # fmt: skip
+        for strip in range((units.vectors + STRIP - 1) // STRIP):
+            vector = first_of_strip(strip, units.vectors, STRIP_BITS, step)
+            next_vector = first_of_strip(strip + 1, units.vectors, STRIP_BITS, step)
+            of_strip = Sums(pointer(sums, vector * lanes), plan.h_row, 0)
+            call_at(
+                phase.product,
+                of_strip,
+                of_strip,
+                Factors(d, plan.d_row, plan.unit, 1),
+                Panels(pointer(first_panel, vector * panel), panel, lanes),
+                Prefetch(
+                    pointer(first_panel, next_vector * panel),
+                    pointer(ahead, strip * share.strip), share.tile, share.round,
+                ),
+                Extent(phase.recurrents, H, running_rows, min(STRIP, units.vectors - vector)),
             )  # fmt: skip
-        for row in range(running_rows):
-            for unit in range(units.first, units.last, lanes):
-                at_h = row * size.h + unit
-                at_v = row * size.value + unit
-                (h,) = load_group(work, at.h + at_h, 0, 1)
-                (doperand,) = load_group(work, at.doperand + at_h, 0, 1)
-                values = load_group(saved, value + at_v, size.unit, first_value)
-                dstate = load_group(work, at.dstate + at_h, 0, 1)
-                dvalues = load_group(work, at.dvalues + at_v, size.unit, first_value)
-                dh, dv = operand_gradient(h, values, doperand)
-                store_group(work, at.dstate + at_h, 0, add_group(dstate, (dh,)))
-                store_group(work, at.dvalues + at_v, size.unit, add_group(dvalues, dv))
 
-    return phase
+    return inlined(multiply)
 
 
-def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
+def make_backward(lanes: int, itemsize: int) -> Callable[..., None]:
     """Build the backward loop of one layer and direction."""
-    num_pre, num_values, states = len(cell.pre_activations), cell.num_values, len(cell.states)
-    numbers = reversed(range(len(cell.phases)))
-    step_phases = chain([inlined(_make_phase(cell, number, lanes)) for number in numbers])
     fill_zero, _ = make_sweeps(lanes)
-    load_state, store_state = make_state_rows(states, lanes)
+    load_state, store_state = make_state_rows(lanes)
+    multiply = _make_multiply(lanes, itemsize)
 
     def backward(
+        table,  # a LoopPlan, a BackwardPlan, then a BackwardPhase for each phase, the last first
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
         has_dy,
         layer,  # which layer and direction of `initial` and `dstate_out`
@@ -127,67 +130,105 @@ def make_backward(cell: Cell, lanes: int) -> Callable[..., None]:
         lengths,  # (N,) steps of each sorted row, longest first
         offset,  # (T + 1,) packed rows before each step
         reverse,  # whether rows were walked from their last step
-        weights,  # flat, packed
-        saved,  # (packed rows * value row,) what forward kept
-        first_step,  # steps first_step to last_step - 1 are walked, the last one first
+        packed,  # flat, weights packed by columns
+        saved,  # (packed rows * value_row,) what forward kept
+        first_step,  # of steps first_step to last_step - 1
         last_step,
-        d_out,  # (packed rows of these steps * pre row,) gradients of pre-activations; written
-        dstate_out,  # like `initial`; gradients of the state after these steps become those before
-        work,  # (workers * worker_size,)
-        worker_size,
-        block_rows,  # rows a block
-        meeting,  # of the workers if they share blocks, else empty; see `team`
+        d_out,  # (packed rows of these steps * d_row,) gradients of pre-activations, and operands
+        dstate_out,  # like `initial`; gradients of the state after these steps, then before them
+        workspace,  # (workers * worker_size,)
+        barrier,  # of the workers if they are a team, else empty; see `barrier`
         worker,  # which of the workers this is
         workers,
     ):
-        share = join(meeting, worker, workers)
-        if share.block < 0:
+        share = join(barrier, worker, workers)
+        if share.row_block < 0:
             return
         mode = enter_ieee_mode()
+        plan = record(BackwardPlan, table, _LOOP)
         N, H = order.shape[0], y.shape[2]
-        size = row_sizes(num_pre, num_values, 0, H, lanes)
         units = units_of(share.rank, share.members, H, lanes)
-        previous = 1 if reverse else -1  # where h before a step lies in y
-        for turn in range(turns(share, (N + block_rows - 1) // block_rows)):
-            first = block_of(share, turn) * block_rows
+        width = units.vectors * lanes
+        previous = 1 if reverse else -1
+        weights, values_of_all = pointer(packed, 0), pointer(saved, 0)
+        work = pointer(workspace, worker * record(LoopPlan, table, 0).worker_size)
+        dstate, h_rows = pointer(work, plan.dstate), pointer(work, plan.h)
+        doperand = pointer(work, plan.doperand + units.first)
+        own_h = Strided(pointer(h_rows, units.first), plan.h_row, 0)
+        own_doperand = Strided(doperand, plan.h_row, 0)
+        own_dvalues = Strided(pointer(work, plan.dvalues + units.first), plan.value_row, plan.unit)
+        own_dstate = Strided(pointer(dstate, units.first), plan.h_row, plan.block_rows * plan.h_row)
+        for turn in range(turns(share, (N + plan.block_rows - 1) // plan.block_rows)):
+            first = row_block_of(share, turn) * plan.block_rows
             if first >= N:
                 continue
-            last = min(first + block_rows, N)
+            last = min(first + plan.block_rows, N)
             rows = last - first
-            at = backward_layout(worker * worker_size, rows, states, size)
 
             for row in range(rows):
-                fill_zero(work, at.h + row * size.h + units.first, units.vectors * lanes)
-            load_state(dstate_out, layer, order, first, rows, units, work, at.dstate, size)
+                fill_zero(h_rows, row * plan.h_row + units.first, width)
+            load_state(dstate_out, plan.states, layer, order, first, rows, units, dstate, plan)
 
             for step in range(min(last_step, lengths[first]) - 1, first_step - 1, -1):
                 running_rows = running(offset, step, first, last)
                 for row in range(running_rows):
                     n = order[first + row]
                     t = time_index(step, lengths[first + row], reverse)
-                    h = row * size.h + units.first
+                    h = row * plan.h_row + units.first
                     walk = (order, lengths, first + row, first + running_rows, step, reverse)
-                    fetch_ahead(y, *walk, previous, units.first, units.real)
+                    prefetch_ahead(y, *walk, previous, units.first, units.real)
                     if has_dy:
-                        fetch_ahead(dy, *walk, 0, units.first, units.real)
-                        add_row(dy, n, t, units.first, work, at.dstate + h, units.real)
+                        prefetch_ahead(dy, *walk, 0, units.first, units.real)
+                        add_row(dy, n, t, units.first, dstate, h, units.real)
                     previous_h(
-                        y, initial[0], layer, n, step, t, reverse, units.first,
-                        work, at.h + h, units.real,
+                        y, initial[0], layer, n, step, t, reverse, units.first, h_rows, h,
+                        units.real,
                     )  # fmt: skip
-                packed = offset[step] + first
-                next_value, soon_size = 0, 0
-                # Those who share a block read a part of these values each, here and there.
+                packed_row = offset[step] + first
+                values = pointer(values_of_all, packed_row * plan.value_row)
+                d = pointer(d_out, (packed_row - offset[first_step]) * plan.d_row)
+                ahead, ahead_size = values, 0
+                # The members of a team read a part of these values each, here and there.
                 if step > first_step and share.members == 1:
-                    next_value = (offset[step - 1] + first) * size.value
-                    soon_size = running_rows * size.value
-                step_phases(
-                    work, at, size, units, meeting, share.members, saved, packed * size.value,
-                    next_value, soon_size, d_out, (packed - offset[first_step]) * size.pre, weights,
-                    running_rows, rows, step, H,
-                )  # fmt: skip
+                    ahead = pointer(values_of_all, (offset[step - 1] + first) * plan.value_row)
+                    ahead_size = running_rows * plan.value_row
+                own_values = Strided(pointer(values, units.first), plan.value_row, plan.unit)
+                for number in range(plan.phases):
+                    phase = record(BackwardPhase, table, _LOOP + _PLAN + number * _PHASE)
+                    own_d = Strided(pointer(d, phase.first + units.first), plan.d_row, plan.unit)
+                    call_at(
+                        phase.equations, own_h, own_values, own_dstate, own_dvalues, own_d,
+                        running_rows, width,
+                    )  # fmt: skip
+                    # To the operand, and through it to h and to the values of earlier phases.
+                    if phase.recurrents == 0:
+                        continue
+                    wait(barrier, share.members)
+                    of_recurrents = pointer(d, phase.recurrent)
+                    if share.members > 1:
+                        for row in range(running_rows):
+                            at = row * plan.d_row
+                            count = phase.recurrents * plan.unit
+                            prefetch_run(of_recurrents, at, count, itemsize)
+                    if phase.norm_values >= 0:
+                        normalise_rows_backward(
+                            Strided(of_recurrents, plan.d_row, plan.unit),
+                            Strided(
+                                pointer(values, phase.norm_values), plan.value_row, plan.unit
+                            ),
+                            running_rows, phase.recurrents, H,
+                        )  # fmt: skip
+                    multiply(
+                        phase, plan, doperand, of_recurrents, weights, units, running_rows, step, H,
+                        ahead, ahead_size,
+                    )  # fmt: skip
+                    operand_out = Strided(pointer(d, phase.operand + units.first), plan.d_row, 0)
+                    call_at(
+                        phase.operand_gradient, own_h, own_doperand, own_values, own_dstate,
+                        own_dvalues, operand_out, running_rows, width,
+                    )  # fmt: skip
 
-            store_state(dstate_out, layer, order, first, rows, units, work, at.dstate, size)
+            store_state(dstate_out, plan.states, layer, order, first, rows, units, dstate, plan)
         restore_mode(mode)
 
     return backward

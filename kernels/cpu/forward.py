@@ -1,243 +1,323 @@
-"""The forward time loop, for any cell.
+"""The forward pass of one layer and direction: project and recur, for every cell.
 
 A block of sorted rows runs through the whole sequence by itself. Time is taken in blocks of steps:
-gather x, project all of it, then go step by step. Threads take blocks of their own and never wait
-for each other, or they share the units of each block and meet after every product's equations.
+gather x, project all of it, then go step by step. Threads take row blocks of their own and never
+wait for each other, or, as a team, they share the units of each row block and wait for each other
+after every phase's equations.
 
-Packed weights are one flat array: the bias (pre-activations, unit), then for each phase its input
-weights (panels, I, gates, lanes) and its recurrent weights (panels, H, gates, lanes).
+The loop is compiled once for each dtype. What depends on the cell, it is told in a table: a
+`ForwardPlan` and then a `ForwardPhase` for each phase, with the addresses of products and
+equations.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 from numba.extending import register_jitable
 
-from ..cells import Cell
-from ..plan import phase_plans
+from .barrier import join, prefetch_run, row_block_of, turns, wait
+from .calling import call_at, record
+from .equations import Strided
 from .float_mode import enter_ieee_mode, restore_mode
-from .launch import call_at
-from .plan import chain, first_of_group, forward_layout, group_bits, row_sizes, units_of
-from .product import make_share_out, product
-from .rows import load_row, make_state_rows, running, store_row, time_index
-from .simd import inlined, load_group, make_sweeps, store_group
-from .team import block_of, fetch, join, meet, turns
+from .normalise import float_of, normalise_rows
+from .product import Extent, Factors, Panels, Prefetch, Sums, TileCounts, share_of_strip
+from .rows import load_row, make_state_rows, running, store_row, time_index, units_of
+from .simd import inlined, make_sweeps, pointer, select_pointer
+from .tuning import ENOUGH_SUM_BYTES, FIRST_CACHE, STRIP_BITS
 
 
-def _make_projection(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
-    """One phase's biases and, where x feeds it, W x, for all packed rows of a time block."""
-    num_pre, part = len(cell.pre_activations), phase_plans(cell)[number]
-    first, gates, last = part.first, part.inputs, part.first + part.blocks
-    inputs_before, recurrents_before = part.inputs_before, part.recurrents_before
+class ForwardPlan(NamedTuple):
+    """What the forward loop is told of a layer and of how threads run it; lengths in elements."""
+
+    phases: int
+    states: int
+    first_operand: int  # address of the equations of the first phase's operand; 0 where it is h
+    worker_size: int  # a worker's part of the workspace
+    block_rows: int  # rows at once
+    steps: int  # steps of a time block
+    unit: int  # of `layout.Rows`, likewise the next ones
+    x_row: int
+    pre_row: int
+    value_row: int
+    h_row: int
+    state: int  # of `layout.ForwardWorkspace`, likewise the next ones
+    operand: int
+    x: int
+    pre: int
+    values: int
+
+
+class ForwardPhase(NamedTuple):
+    """What the forward loop is told of a phase; positions in a row are elements."""
+
+    equations: int  # address
+    first: int  # its first pre-activation
+    step_input: int  # its pre-activation that is the step's input; -1 if none is
+    constants_end: int  # first of those that x feeds, after those that no product feeds
+    inputs: int  # how many x feeds
+    input_product: int  # address of the product with so many gates
+    input_weights: int  # where they lie in packed weights
+    inputs_end: int  # first of those that the operand alone feeds
+    end: int  # after its last pre-activation
+    recurrent: int  # first that the operand feeds
+    recurrents: int  # how many it feeds
+    product: int  # address of the product with so many gates
+    weights: int  # where the recurrent weights lie in packed weights
+    full_rows: int  # of `TileCounts` of that product, likewise the next ones
+    full_panels: int
+    pairs: int
+    norm_values: int  # where what a normaliser keeps lies in a row of values; -1 if there is none
+    norm_eps: int  # a float64, see `float_of`
+
+
+_PLAN, _PHASE = len(ForwardPlan._fields), len(ForwardPhase._fields)
+
+
+@register_jitable
+def strip_bits(rows, vectors, sum_bytes, panel_bytes):
+    """Logarithm of the size of a step's strips, by what a vector's sums and its weights take.
+
+    One row takes vectors one by one where the first-level cache has room for one, but not for all:
+    then the last one is still there when the next step turns back. Forward takes 3 to 7 % less
+    time so for 64 to 96 units (EPYC), 2 to 3 % for 128 of a GRU. Two rows gain nothing, and where
+    one vector has too few sums, it takes 15 to 25 % more.
+    """
+    leaves_some = panel_bytes <= FIRST_CACHE < vectors * panel_bytes
+    if rows == 1 and leaves_some and sum_bytes >= ENOUGH_SUM_BYTES:
+        return 0
+    return STRIP_BITS
+
+
+@register_jitable
+def first_of_strip(number, vectors, bits, step):
+    """First vector of a step's next strip, of ceil(vectors / 2^bits).
+
+    Every other step goes from the last strip to the first: where the weights are too many for a
+    cache, those read last are still in it. One row of 256 or 512 units gains 2 to 5 %. After its
+    last strip comes the same one again, as the next step of one phase starts there.
+    """
+    last = (vectors - 1) >> bits
+    number = min(number, last)
+    if step % 2 == 1:
+        number = last - number
+    return number << bits
+
+
+def _make_project(lanes: int, itemsize: int) -> Callable[..., None]:
+    """Build the projection of a phase: constants and, where x feeds it, W x, of a time block."""
     _, copy = make_sweeps(lanes)
 
-    def project(work, at, size, weights, units, rows, I, H):
-        # work, weights: flat
-        start = size.unit * (num_pre + inputs_before * I + recurrents_before * H)
-        first_weight = start + units.first * I * gates
-        product(
-            work, at.pre + first * size.unit + units.first, size.pre, size.unit,
-            weights, first * size.unit + units.first, 0, size.unit,
-            work, at.x, size.x, 0, 1,
-            weights, first_weight, I * gates * lanes, gates * lanes, first_weight, (), 1, I,
-            rows, units.vectors, gates,
-        )  # fmt: skip
-        for block in range(first + gates, last):
-            bias = block * size.unit + units.first
-            for row in range(rows):
-                pre = at.pre + row * size.pre
-                copy(work, pre + bias, weights, bias, units.vectors * lanes)
-
-    return project
-
-
-def _make_next_operand(cell: Cell, number: int) -> Callable[..., Any]:
-    """The operand of the phase after this one, from this phase's results."""
-    if number + 1 < len(cell.phases):
-        operand = register_jitable(cell.phases[number + 1].operand.value)
-
-        def next_operand(state, values):
-            return operand(state[0], values)
-
-    else:
-        operand = register_jitable(cell.phases[0].operand.value)
-
-        def next_operand(state, values):
-            return operand(state[0], ())
-
-    return next_operand
-
-
-def _make_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Any]:
-    """One phase of one step, for the running rows: its product, then its equations."""
-    phases, states = len(cell.phases), len(cell.states)
-    part = phase_plans(cell)[number]
-    first, blocks, first_value = part.first, part.blocks, part.first_value
-    num_pre, first_recurrent, gates = (
-        len(cell.pre_activations),
-        part.first_recurrent,
-        part.recurrents,
-    )
-    inputs_before = part.inputs_before + part.inputs
-    recurrents_before = part.recurrents_before
-    equations = register_jitable(cell.phases[number].forward)
-    next_operand = register_jitable(_make_next_operand(cell, number))
-    share_out = make_share_out(gates)
-
-    def phase(
-        work, at, operands, size, weights, units, meeting, members, saved, saves, value, pre,
-        running_rows, rows, step, I, H,
-    ):  # fmt: skip
-        # work, weights, saved: flat; operands, value, pre: index of the first row's in them; saves:
-        # elements of `saved` that all rows keep, if they are to be asked for
-        turn = (step * phases + number) % 2
-        operand = operands + turn * rows * size.h
-        following = operands + (1 - turn) * rows * size.h
-        start = size.unit * (num_pre + inputs_before * I + recurrents_before * H)
-        sums = pre + first_recurrent * size.unit + units.first
-        if members > 1:
-            for row in range(running_rows):
-                fetch(work, operand + row * size.h, H)
-        panel, first_weight = H * gates * lanes, start + units.first * H * gates
-        # The values saved are written to lines that are in no cache.
-        weight_bytes = units.vectors * panel * work.itemsize
-        ask = share_out(saves, running_rows, units.vectors, H, weight_bytes)
-        # By the rows of the block, which do not change from step to step: 1 to 4 % of a small step.
-        # More groups than `share_out` counts are those of one row, which fills no tile and asks for
-        # nothing.
-        sum_bytes, panel_bytes = gates * lanes * work.itemsize, panel * work.itemsize
-        bits = group_bits(rows, units.vectors, sum_bytes, panel_bytes)
-        for group in range((units.vectors + (1 << bits) - 1) >> bits):
-            vector = first_of_group(group, units.vectors, bits, step)
-            next_vector = first_of_group(group + 1, units.vectors, bits, step)
-            at_vector = sums + vector * lanes
-            product(
-                work, at_vector, size.pre, size.unit,
-                work, at_vector, size.pre, size.unit,
-                work, operand, size.h, 0, 1,
-                weights, first_weight + vector * panel, panel, lanes * gates,
-                first_weight + next_vector * panel,
-                (saved, value + group * ask.size, ask.n_tile, ask.n_round), 1, H,
-                running_rows, min(1 << bits, units.vectors - vector), gates,
+    def project(phase, plan, work, weights, units, rows, I):
+        # work, weights: pointers
+        if phase.inputs > 0:
+            panel = I * phase.inputs * lanes
+            first_panel = pointer(weights, phase.input_weights + units.first * I * phase.inputs)
+            call_at(
+                phase.input_product,
+                Sums(
+                    pointer(work, plan.pre + phase.constants_end + units.first),
+                    plan.pre_row, plan.unit,
+                ),
+                Sums(pointer(weights, phase.constants_end + units.first), 0, plan.unit),
+                Factors(pointer(work, plan.x), plan.x_row, 0, 1),
+                Panels(first_panel, panel, phase.inputs * lanes),
+                Prefetch(first_panel, first_panel, 0, 0),
+                Extent(1, I, rows, units.vectors),
             )  # fmt: skip
-        for row in range(running_rows):
-            for unit in range(units.first, units.last, lanes):
-                h = row * size.h + unit
-                v = value + row * size.value + unit
-                a = load_group(
-                    work, pre + row * size.pre + first * size.unit + unit, size.unit, blocks
-                )
-                state = load_group(work, at.state + h, rows * size.h, states)
-                values = load_group(saved, v, size.unit, first_value)
-                state, new = equations(a, state, values)
-                store_group(saved, v + first_value * size.unit, size.unit, new)
-                store_group(work, at.state + h, rows * size.h, state)
-                store_group(work, following + h, 0, (next_operand(state, values + new),))
-        meet(meeting, members)
+        for row in range(rows):
+            pre = plan.pre + row * plan.pre_row + units.first
+            for at in range(phase.first, phase.constants_end, plan.unit):
+                copy(work, pre + at, weights, at + units.first, units.vectors * lanes)
+            for at in range(phase.inputs_end, phase.end, plan.unit):
+                copy(work, pre + at, weights, at + units.first, units.vectors * lanes)
+            if phase.step_input >= 0:
+                number = work[plan.x + (row + 1) * plan.x_row - 1]
+                for unit in range(units.vectors * lanes):
+                    work[pre + phase.step_input + unit] = number
 
-    return phase
+    return inlined(project)
 
 
-def make_forward(cell: Cell, lanes: int) -> Callable[..., None]:
-    """Build the forward loop of one layer and direction."""
-    num_pre, num_values = len(cell.pre_activations), cell.num_values
-    states, phases = len(cell.states), range(len(cell.phases))
-    first_operand = register_jitable(cell.phases[0].operand.value)
-    load_state, store_state = make_state_rows(states, lanes)
-    # Inlined too, the projection would be 4 % slower.
-    project = chain([register_jitable(_make_projection(cell, n, lanes)) for n in phases])
-    step_phases = chain([inlined(_make_phase(cell, n, lanes)) for n in phases])
+def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
+    """Build a phase's recurrent product for one step: strips of panels, to and fro."""
+
+    def multiply(
+        phase, plan, sums, operand, weights, units, running_rows, rows, step, H, values, saves
+    ):
+        # sums, operand, weights, values: pointers; saves: elements of `values` that all rows keep,
+        # if they are to be prefetched
+        panel = H * phase.recurrents * lanes
+        first_panel = pointer(weights, phase.weights + units.first * H * phase.recurrents)
+        tiles = TileCounts(phase.full_rows, phase.full_panels, phase.pairs)
+        # The values saved are written to lines that are in no cache.
+        share = share_of_strip(
+            saves, running_rows, units.vectors, H, units.vectors * panel * itemsize, tiles
+        )
+        # By the rows of the block, which do not change from step to step: 1 to 4 % of a small step.
+        # More strips than `share_of_strip` counts are those of one row, which fills no tile and
+        # prefetches nothing.
+        sum_bytes = phase.recurrents * lanes * itemsize
+        bits = strip_bits(rows, units.vectors, sum_bytes, panel * itemsize)
+        for strip in range((units.vectors + (1 << bits) - 1) >> bits):
+            vector = first_of_strip(strip, units.vectors, bits, step)
+            next_vector = first_of_strip(strip + 1, units.vectors, bits, step)
+            of_strip = Sums(pointer(sums, vector * lanes), plan.pre_row, plan.unit)
+            call_at(
+                phase.product,
+                of_strip,
+                of_strip,
+                Factors(operand, plan.h_row, 0, 1),
+                Panels(pointer(first_panel, vector * panel), panel, lanes * phase.recurrents),
+                Prefetch(
+                    pointer(first_panel, next_vector * panel),
+                    pointer(values, strip * share.strip), share.tile, share.round,
+                ),
+                Extent(1, H, running_rows, min(1 << bits, units.vectors - vector)),
+            )  # fmt: skip
+
+    return inlined(multiply)
+
+
+def make_forward(lanes: int, itemsize: int) -> Callable[..., None]:
+    """Build the forward pass of one layer and direction."""
+    load_state, store_state = make_state_rows(lanes)
+    project, multiply = _make_project(lanes, itemsize), _make_multiply(lanes, itemsize)
+    _, copy = make_sweeps(lanes)
 
     def forward(
-        worker_size,  # elements of `work` that a worker has
-        block_rows,  # rows a block
-        steps,  # steps a block
+        table,  # a ForwardPlan, then a ForwardPhase for each phase
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row, longest first
         offset,  # (T + 1,) packed rows before each step
         x,  # (N, T, I), any strides
+        step_input,  # (N, T, 1), any strides: a number for each sample and step; (N, T, 0) if none is
         initial,  # for each member of the state (layers * directions, N, H), any strides
         layer,  # which layer and direction of `initial` and `final_out`
         reverse,  # whether rows are walked from their last step
-        weights,  # flat, packed
+        packed,  # flat, packed weights
         y_out,  # (N, T, H), any strides; valid steps are written
         final_out,  # like `initial`; written
         values_out,  # (packed rows * value row,) saved for backward; written if `keep`
         keep,
-        work,  # (workers * worker_size,)
-        meeting,  # of the workers if they share blocks, else empty; see `team`
+        workspace,  # (workers * worker_size,)
+        barrier,  # of the workers if they are a team, else empty; see `barrier`
         worker,  # which of the workers this is
         workers,
     ):
-        share = join(meeting, worker, workers)
-        if share.block < 0:
+        share = join(barrier, worker, workers)
+        if share.row_block < 0:
             return
         mode = enter_ieee_mode()
+        plan = record(ForwardPlan, table, 0)
         N, I, H = order.shape[0], x.shape[2], y_out.shape[2]
-        size = row_sizes(num_pre, num_values, I, H, lanes)
         units = units_of(share.rank, share.members, H, lanes)
-        saved = values_out if keep else work
-        for turn in range(turns(share, (N + block_rows - 1) // block_rows)):
-            first = block_of(share, turn) * block_rows
+        width = units.vectors * lanes
+        weights = pointer(packed, 0)
+        work = pointer(workspace, worker * plan.worker_size)
+        state = pointer(work, plan.state)
+        # The members of a team see each other's operand, and nothing else of each other.
+        operands = pointer(workspace, share.area * plan.worker_size + plan.operand)
+        to_following = plan.block_rows * plan.h_row
+        for turn in range(turns(share, (N + plan.block_rows - 1) // plan.block_rows)):
+            first = row_block_of(share, turn) * plan.block_rows
             if first >= N:
                 continue
-            last = min(first + block_rows, N)
+            last = min(first + plan.block_rows, N)
             rows = last - first
-            at = forward_layout(worker * worker_size, rows, steps, states, size)
-            # Those who share a block see each other's h, and nothing else of each other.
-            operand = forward_layout(share.area * worker_size, rows, steps, states, size).operand
 
-            load_state(initial, layer, order, first, rows, units, work, at.state, size)
-            for row in range(rows):
-                for unit in range(units.first, units.last, lanes):
-                    h = row * size.h + unit
-                    (value,) = load_group(work, at.state + h, 0, 1)
-                    store_group(work, operand + h, 0, (first_operand(value, ()),))
-            meet(meeting, share.members)
+            load_state(initial, plan.states, layer, order, first, rows, units, state, plan)
+            operand, following = operands, pointer(operands, to_following)
+            members = Strided(pointer(state, units.first), plan.h_row, to_following)
+            if plan.first_operand != 0:
+                own = Strided(pointer(operand, units.first), plan.h_row, 0)
+                call_at(plan.first_operand, members, own, rows, width)
+            else:
+                for row in range(rows):
+                    h = row * plan.h_row + units.first
+                    copy(operand, h, state, h, width)
+            wait(barrier, share.members)
 
             longest = lengths[first]
-            for step0 in range(0, longest, steps):
-                step1 = min(step0 + steps, longest)
-                packed = 0
+            for step0 in range(0, longest, plan.steps):
+                step1 = min(step0 + plan.steps, longest)
+                packed_rows = 0
                 for step in range(step0, step1):
-                    running_rows = running(offset, step, first, last)
-                    for row in range(running_rows):
+                    for row in range(running(offset, step, first, last)):
                         t = time_index(step, lengths[first + row], reverse)
-                        load_row(x, order[first + row], t, 0, work, at.x + packed * size.x, I)
-                        packed += 1
-                project(work, at, size, weights, units, packed, I, H)
-                pre = at.pre
-                for step in range(step0, step1):
-                    running_rows = running(offset, step, first, last)
-                    value = (offset[step] + first) * size.value if keep else at.values
-                    # Those who share a block write a part of these values each, here and there.
-                    saves = running_rows * size.value if keep and share.members == 1 else 0
-                    step_phases(
-                        work, at, operand, size, weights, units, meeting, share.members, saved,
-                        saves, value, pre, running_rows, rows, step, I, H,
-                    )  # fmt: skip
-                    for row in range(running_rows):
-                        t = time_index(step, lengths[first + row], reverse)
-                        h = at.state + row * size.h + units.first
-                        store_row(y_out, order[first + row], t, units.first, work, h, units.real)
-                    pre += running_rows * size.pre
+                        at = plan.x + packed_rows * plan.x_row
+                        load_row(x, order[first + row], t, 0, work, at, I)
+                        if step_input.shape[2] > 0:  # in the last element of the padding
+                            last_of_row = at + plan.x_row - 1
+                            load_row(step_input, order[first + row], t, 0, work, last_of_row, 1)
+                        packed_rows += 1
+                for number in range(plan.phases):
+                    phase = record(ForwardPhase, table, _PLAN + number * _PHASE)
+                    project(phase, plan, work, weights, units, packed_rows, I)
 
-            store_state(final_out, layer, order, first, rows, units, work, at.state, size)
+                pre = pointer(work, plan.pre)
+                for step in range(step0, step1):
+                    running_rows = running(offset, step, first, last)
+                    values = select_pointer(
+                        keep,
+                        pointer(values_out, (offset[step] + first) * plan.value_row),
+                        pointer(work, plan.values),
+                    )
+                    # The members of a team write a part of these values each, here and there.
+                    saves = running_rows * plan.value_row if keep and share.members == 1 else 0
+                    for number in range(plan.phases):
+                        phase = record(ForwardPhase, table, _PLAN + number * _PHASE)
+                        if phase.recurrents > 0:
+                            if share.members > 1:
+                                for row in range(running_rows):
+                                    prefetch_run(operand, row * plan.h_row, H, itemsize)
+                            sums = pointer(pre, phase.recurrent + units.first)
+                            multiply(
+                                phase, plan, sums, operand, weights, units, running_rows, rows,
+                                step, H, values, saves,
+                            )  # fmt: skip
+                            if phase.norm_values >= 0:
+                                normalise_rows(
+                                    Strided(sums, plan.pre_row, plan.unit),
+                                    Strided(
+                                        pointer(values, phase.norm_values), plan.value_row,
+                                        plan.unit,
+                                    ),
+                                    running_rows, phase.recurrents, H, float_of(phase.norm_eps),
+                                )  # fmt: skip
+                        call_at(
+                            phase.equations,
+                            Strided(
+                                pointer(pre, phase.first + units.first), plan.pre_row, plan.unit
+                            ),
+                            members,
+                            Strided(pointer(values, units.first), plan.value_row, plan.unit),
+                            Strided(pointer(following, units.first), plan.h_row, 0),
+                            running_rows,
+                            width,
+                        )
+                        wait(barrier, share.members)
+                        operand, following = following, operand
+                    for row in range(running_rows):
+                        t = time_index(step, lengths[first + row], reverse)
+                        h = row * plan.h_row + units.first
+                        store_row(y_out, order[first + row], t, units.first, state, h, units.real)
+                    pre = pointer(pre, running_rows * plan.pre_row)
+
+            store_state(final_out, plan.states, layer, order, first, rows, units, state, plan)
         restore_mode(mode)
 
     return forward
 
 
 def forward_threads(
-    address, worker_size, block_rows, steps, order, lengths, offset, x, initial, layer, reverse,
-    weights, y_out, final_out, values_out, keep, work, meeting, worker, workers,
+    address, table, order, lengths, offset, x, step_input, initial, layer, reverse, packed, y_out,
+    final_out, values_out, keep, workspace, barrier, worker, workers,
 ):  # fmt: skip
-    """Run the forward loop's workers on threads."""
+    """Run the forward pass's workers on threads."""
     for number in prange(worker, workers):
         call_at(
-            address, worker_size, block_rows, steps, order, lengths, offset, x, initial, layer,
-            reverse, weights, y_out, final_out, values_out, keep, work, meeting, np.intp(number),
-            workers,
+            address, table, order, lengths, offset, x, step_input, initial, layer, reverse, packed,
+            y_out, final_out, values_out, keep, workspace, barrier, np.intp(number), workers,
         )  # fmt: skip

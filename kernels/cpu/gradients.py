@@ -1,8 +1,8 @@
 """Gradients of x and of the weights, as products over the packed rows of some steps.
 
-Both read the gradients `d` of the pre-activations that `backward` left. Neither depends on a cell's
-equations: blocks of `d` are named by index, and only the recurrent operand, where it is not h
-itself, is the cell's.
+All read the gradients `d` of the pre-activations that `backward` left. None depends on a cell:
+pre-activations are named by number, and operands that are not h are in `d` already. A bias, or a
+weight of units, is a weight whose only input is always 1.
 """
 
 from collections.abc import Callable
@@ -10,66 +10,91 @@ from typing import NamedTuple
 
 from numba.extending import register_jitable
 
-from ..cells import Operand
+from .calling import call_at, record
 from .float_mode import enter_ieee_mode, restore_mode
-from .plan import padded
-from .product import product, tile_shapes
-from .rows import accumulate_row, fetch_ahead, load_row, previous_h, step_of, time_index
-from .simd import NEAR_CACHE, add_group, inlined, load_group, make_sweeps, store_group
-from .squares import store_square, transposed
+from .product import Extent, Factors, Panels, Prefetch, Sums, tile_shapes
+from .rows import accumulate_row, load_row, prefetch_ahead, previous_h, step_of, time_index
+from .simd import add_vectors, inlined, load_vectors, make_sweeps, pointer, store_vectors
+from .transpose import store_square, transposed
+from .tuning import (
+    BLOCK_ROWS,
+    COLUMNS_AT_ONCE,
+    COLUMNS_WORTH_PREFETCHING,
+    MOST_GRADIENT_VECTORS,
+    NEAR_CACHE,
+    ROWS_AT_ONCE,
+    ROWS_OF_A_SUM,
+)
 
-# Most units whose sums a weight-gradient tile holds, in vectors; see `group_vectors`.
-_MOST_VECTORS = 4
-# Packed rows whose products one accumulator sums: the gradients of a group, 128 by 48 or 64 floats,
-# are read for each tile from L1 or nearby. An input gradient takes as many at once.
-_BLOCK_ROWS = 128
-# Packed rows that are added to a group's sums before the next group's: the sums of all groups are
-# too many for a cache. Four blocks instead of two make weight gradients of 512 units 3 % faster.
-_ROWS_AT_ONCE = 4 * _BLOCK_ROWS
-# Sums of more packed rows than this are added to totals, and begin at zero again, each time that so
-# many have been added. In one sum, 70 million equal rows were off by 0.3 %.
-_ROWS_OF_A_SUM = 128 * _ROWS_AT_ONCE
-# Most columns of x or of the operand that all groups take before the next columns: with these rows,
-# 1 MB of float32, which each group reads again. All 1024 at once took 15 % more time. They lie in
-# strips of their own: as parts of rows of 1024 they took 6 % more.
-_COLUMNS_AT_ONCE = 512
-# Columns from which on it pays to ask for the rows of d that come next: backward takes 1 to 4 %
-# less time for 512 and 1024 units, but took 1 to 2 % more for 64.
-_COLUMNS_WORTH_ASKING = 128
+# Where the rows come from that a weight gradient multiplies `d` with.
+FROM_INPUT, FROM_HIDDEN, FROM_OPERAND, FROM_ONE = range(4)
 
 
-def group_vectors(blocks: int) -> int:
+class InputProduct(NamedTuple):
+    """A phase's part of the gradient of x; positions are elements."""
+
+    pre: int  # first pre-activation that x feeds, in a row of `d`
+    terms: int  # how many x feeds
+    weights: int  # where they lie in weights packed by columns
+
+
+class WeightProduct(NamedTuple):
+    """How the gradient of one phase's weights of one kind is made."""
+
+    source: int  # where its rows come from
+    operand: int  # where they lie in a row of `d`, if there
+    pre: int  # its first pre-activation in a row of `d`
+    first_gate: int  # where its gates are in the list of all products' gates
+    gates: int
+    vectors: int  # of a strip of units
+    product: int  # address of the product with so many gates
+    full_columns: int  # of a full tile
+    strips: int  # of units, which threads share
+    sums_size: int
+
+
+def strip_vectors(gates: int) -> int:
     """Vectors of units whose sums a weight-gradient tile holds.
 
     Three by eight columns fill the registers, as do four by six: what leaves none over with three
-    or four blocks. Two groups of an LSTM's eight vectors, not three, took 10 % off training at
+    or four gates. Two strips of an LSTM's eight vectors, not three, took 10 % off training at
     (50, 32, 32, 32).
     """
-    return 3 if blocks % 3 == 0 else _MOST_VECTORS
+    return 3 if gates % 3 == 0 else MOST_GRADIENT_VECTORS
 
 
-class _Strips(NamedTuple):
-    """How a weight gradient's columns are taken: in strips of (rows, row)."""
+def full_columns(vectors: int) -> int:
+    """Columns of a full tile of a weight gradient with strips of so many vectors."""
+    return tile_shapes(vectors)[0][0]
+
+
+class _ColumnPanels(NamedTuple):
+    """How a weight gradient's columns are taken: in panels of (rows, row)."""
 
     total: int
     columns: int  # of each; the last one may have fewer
-    row: int  # elements of a row; at least one more than columns, for those of the bias
-    size: int  # elements of a strip
+    row: int  # elements of a row
+    size: int  # elements of a panel
 
 
 @register_jitable
-def _strips_of(columns, lanes):
-    """As few strips as may be, of whole vectors, as wide as each other."""
-    total = (columns + _COLUMNS_AT_ONCE - 1) // _COLUMNS_AT_ONCE
-    width = padded((columns + total - 1) // total, lanes)
-    return _Strips(total, width, width + lanes, _ROWS_AT_ONCE * (width + lanes))
+def _column_panels(columns, lanes):
+    """As few panels as may be, of whole vectors, as wide as each other."""
+    total = (columns + COLUMNS_AT_ONCE - 1) // COLUMNS_AT_ONCE
+    width = _padded((columns + total - 1) // total, lanes)
+    return _ColumnPanels(total, width, width + lanes, ROWS_AT_ONCE * (width + lanes))
+
+
+@register_jitable
+def _padded(size, lanes):
+    return (size + lanes - 1) // lanes * lanes
 
 
 @register_jitable
 def rows_at_once(rows, threads):
     """Packed rows that a worker of the input gradient takes at once: few enough for all threads."""
     share = (rows + threads - 1) // threads
-    return max(1, min((share + 7) // 8 * 8, _BLOCK_ROWS))
+    return max(1, min((share + 7) // 8 * 8, BLOCK_ROWS))
 
 
 def make_input_gradient(lanes: int) -> Callable[..., None]:
@@ -77,14 +102,14 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
     fill_zero, _ = make_sweeps(lanes)
 
     def input_gradient(
-        d,  # (packed rows of these steps * d_row,) gradients of pre-activations
+        table,  # an InputProduct is there
+        at,  # from this index
+        multiply,  # address of the product with one gate
+        d_in,  # (packed rows of these steps * d_row,) gradients of pre-activations
         d_row,
-        first,  # index, within a row, of the first pre-activation that x feeds
-        blocks,  # how many x feeds
-        unit,  # distance between them
+        unit,  # distance between pre-activations
         H,
-        weights,  # flat; (panels, blocks, H, lanes), where a panel is a vector of x's features
-        weights_start,  # from this index
+        packed_weights,  # flat, packed by columns
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row
         offset,  # (T + 1,) packed rows before each step
@@ -92,35 +117,40 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
         last_step,
         reverse,
         dx_out,  # (N, T, I), any strides; added to where valid
-        at_once,  # packed rows taken at once, at most _BLOCK_ROWS
-        work,  # (workers * worker_size,)
+        at_once,  # packed rows taken at once, at most BLOCK_ROWS
+        workspace,  # (workers * worker_size,)
         worker_size,
         worker,  # which share of the packed rows to do
         workers,
     ):
         mode = enter_ieee_mode()
+        of = record(InputProduct, table, at)
+        d, weights = pointer(d_in, 0), pointer(packed_weights, 0)
+        sums = pointer(workspace, worker * worker_size)  # (at_once, row_size)
         I = dx_out.shape[2]
         begin, end = offset[first_step], offset[last_step]
-        panels = (I + lanes - 1) // lanes
-        row_size = padded(I, lanes) + lanes
-        sums = worker * worker_size
+        row_size = _padded(I, lanes) + lanes
+        of_rows = Sums(sums, row_size, 0)
+        panel = pointer(weights, of.weights)
         for packed in range(begin + worker * at_once, end, workers * at_once):
             rows = min(at_once, end - packed)
-            fill_zero(work, sums, rows * row_size)
-            product(
-                work, sums, row_size, 0,
-                work, sums, row_size, 0,
-                d, (packed - begin) * d_row + first, d_row, unit, 1,
-                weights, weights_start, blocks * H * lanes, lanes, weights_start, (), blocks, H,
-                rows, panels, 1,
-            )  # fmt: skip
+            fill_zero(sums, 0, rows * row_size)
+            call_at(
+                multiply,
+                of_rows,
+                of_rows,
+                Factors(pointer(d, (packed - begin) * d_row + of.pre), d_row, unit, 1),
+                Panels(panel, of.terms * H * lanes, lanes),
+                Prefetch(panel, panel, 0, 0),
+                Extent(of.terms, H, rows, (I + lanes - 1) // lanes),
+            )
             step = step_of(offset, packed)
             for i in range(rows):
                 while packed + i >= offset[step + 1]:
                     step += 1
                 row = packed + i - offset[step]
                 t = time_index(step, lengths[row], reverse)
-                accumulate_row(dx_out, order[row], t, 0, work, sums + i * row_size, I)
+                accumulate_row(dx_out, order[row], t, 0, sums, i * row_size, I)
         restore_mode(mode)
 
     return input_gradient
@@ -128,74 +158,55 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
 
 def input_gradient_worker_size(input_size: int, lanes: int) -> int:
     """Elements of workspace that a worker of the input gradient needs."""
-    return _BLOCK_ROWS * (padded(input_size, lanes) + lanes)
+    return BLOCK_ROWS * (_padded(input_size, lanes) + lanes)
 
 
-def _load_input(
-    row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, column, count
-):  # fmt: skip
-    """Part of a row of x."""
-    load_row(source, n, t, column, row_out, at, count)
-
-
-def _make_load_operand(operand: Operand, first_value: int, lanes: int) -> Callable[..., None]:
-    """Part of a row of a phase's recurrent operand, made from y and the saved values."""
-    operand_value = register_jitable(operand.value)
-
-    def load_operand(
-        row_out, at, source, h0, layer, n, t, step, reverse, saved, value, unit, column, count
-    ):  # fmt: skip
-        previous_h(source, h0, layer, n, step, t, reverse, column, row_out, at, count)
-        for j in range(0, count, lanes):
-            (h,) = load_group(row_out, at + j, 0, 1)
-            values = load_group(saved, value + column + j, unit, first_value)
-            store_group(row_out, at + j, 0, (operand_value(h, values),))
-
-    return load_operand
-
-
-def make_weight_gradient(
-    operand: Operand | None, first_value: int, vectors: int, lanes: int
-) -> Callable[..., None]:
-    """Build the gradient of one phase's input weights (no operand) or recurrent weights.
+def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
+    """Build the gradient of one phase's weights of one kind.
 
     Packed rows are summed in blocks, then the blocks, then, of very many, those sums: one sum over
-    all rows rounded 10 to 20 times worse at 24 576 rows. Bias gradients are those of one more
-    column, which is 1 in each row.
+    all rows rounded 10 to 20 times worse at 24 576 rows.
     """
-    load = inlined(
-        _load_input if operand is None else _make_load_operand(operand, first_value, lanes)
-    )
-    of_x = operand is None
-    width = vectors * lanes
-    full_columns = tile_shapes(vectors)[0][0]
-    fill_zero, _ = make_sweeps(lanes)
+    fill_zero, copy = make_sweeps(lanes)
 
     @register_jitable
     def add(sums, to, start, count):
-        # sums flat; whole vectors of it, from two indices
+        # sums: pointer; whole vectors of it, from two indices
         for at in range(0, count, lanes):
-            total = add_group(load_group(sums, to + at, 0, 1), load_group(sums, start + at, 0, 1))
-            store_group(sums, to + at, 0, total)
+            total = add_vectors(
+                load_vectors(sums, to + at, 0, 1), load_vectors(sums, start + at, 0, 1)
+            )
+            store_vectors(sums, to + at, 0, total)
 
     @register_jitable
-    def write(sums, start, group, gate_rows, unit, H, dweight_out, dbias_out):
-        # sums flat; (K + 1, width) from `start`
+    def write(sums, strip, width, gate_rows, unit, H, dweight_out):
+        # sums: pointer to (K, width)
         K = dweight_out.shape[1]
-        for j in range(0, min(width, len(gate_rows) * unit - group * width), lanes):
-            block, unit_j = divmod(group * width + j, unit)
+        for j in range(0, min(width, len(gate_rows) * unit - strip * width), lanes):
+            gate, unit_j = divmod(strip * width + j, unit)
             rows = min(lanes, H - unit_j)
-            row = gate_rows[block] * H + unit_j
+            row = gate_rows[gate] * H + unit_j
             for k in range(0, K, lanes):
                 columns = min(lanes, K - k)
-                square = load_group(sums, start + j + k * width, width, lanes)
+                square = load_vectors(sums, j + k * width, width, lanes)
                 store_square(dweight_out, row, k, rows, columns, transposed(square))
-            if len(dbias_out) > 0:
-                for i in range(rows):
-                    dbias_out[row + i] = sums[start + j + K * width + i]
+
+    @inlined
+    def load(of, to, at, source, h0, layer, n, t, step, reverse, d_of_row, column, count):
+        # to: pointer; d_of_row: pointer to the packed row of `d`
+        if of.source == FROM_INPUT:
+            load_row(source, n, t, column, to, at, count)
+        elif of.source == FROM_HIDDEN:
+            previous_h(source, h0, layer, n, step, t, reverse, column, to, at, count)
+        elif of.source == FROM_OPERAND:
+            copy(to, at, d_of_row, of.operand + column, _padded(count, lanes))
+        else:
+            to[at] = 1
 
     def weight_gradient(
-        source,  # (N, T, K), any strides: x, or y where the operand is made from h
+        table,  # a WeightProduct is there
+        at,  # from this index
+        source,  # (N, T, K), any strides: x, or y where rows are h before each step
         h0,  # (layers * directions, N, H), any strides: h before the first step
         layer,  # which layer and direction of `h0`
         order,  # (N,) sample of each sorted row
@@ -204,51 +215,49 @@ def make_weight_gradient(
         first_step,  # of steps first_step to last_step - 1
         last_step,
         reverse,
-        saved,  # (packed rows * value_row,)
-        value_row,
-        d,  # (packed rows of these steps * d_row + `weight_gradient_overrun`,)
+        d_in,  # (packed rows of these steps * d_row + `weight_gradient_overrun`,)
         d_row,
-        first,  # index, within a row of d, of the first block
-        unit,  # length of a block: H in whole vectors
+        unit,  # length of a pre-activation: H in whole vectors
         H,
-        gate_rows,  # (blocks,) which gate of the weights each block belongs to
+        gate_rows,  # (gates,) which gate of the weights each pre-activation belongs to
         dweight_out,  # (gates * H, K); rows of these gates are written when the last steps are done
-        dbias_out,  # (gates * H,), or empty; likewise
-        sums,  # flat; (groups * group size,), the sums so far
+        sums_of_all,  # flat; (strips, K, width), the sums so far
         sums_start,  # from this index
         to_totals,  # how much further on their totals are, likewise, where there are any
-        is_first,  # whether there are none yet
+        is_first,  # whether there are no sums yet
         is_last,  # whether these steps are the last ones
-        work,  # (workers * worker_size,)
+        workspace,  # (workers * worker_size,)
         worker_size,
-        worker,  # which share of the groups of units to do
+        worker,  # which share of the strips to do
         workers,
     ):
         mode = enter_ieee_mode()
+        of = record(WeightProduct, table, at)
+        d, sums = pointer(d_in, 0), pointer(sums_of_all, sums_start)
+        # (panels.total, ROWS_AT_ONCE, panels.row), then a strip of zeros
+        work = pointer(workspace, worker * worker_size)
         K = dweight_out.shape[1]
         begin, end = offset[first_step], offset[last_step]
+        width = of.vectors * lanes
         length = len(gate_rows) * unit
-        groups = (length + width - 1) // width
-        group_size = padded(K + 1, lanes) * width
-        strips = _strips_of(K, lanes)
-        columns = worker * worker_size  # (strips.total, _ROWS_AT_ONCE, strips.row)
-        zeros = columns + strips.total * strips.size  # (width,)
+        strips = (length + width - 1) // width
+        strip_size = _padded(K, lanes) * width
+        panels = _column_panels(K, lanes)
+        zeros = panels.total * panels.size  # (width,)
         fill_zero(work, zeros, width)
         previous = 1 if reverse else -1
-        shift = 0 if of_x else previous
-        near_elements = NEAR_CACHE // d.itemsize
-        has_bias = len(dbias_out) > 0
-        # The column of the bias comes after the last strip's.
-        ones = columns + (strips.total - 1) * (strips.size - strips.columns) + K
+        shift = 0 if of.source == FROM_INPUT else previous
+        is_gathered = of.source == FROM_INPUT or of.source == FROM_HIDDEN
+        near_elements = NEAR_CACHE // itemsize
         # Sums that nobody adds to later take turns in one place, which stays in cache.
-        alone = is_first and is_last and end - begin <= _ROWS_AT_ONCE and strips.total == 1
+        alone = is_first and is_last and end - begin <= ROWS_AT_ONCE and panels.total == 1
         has_totals = needs_totals(offset[-1])
         if has_totals and is_first:
-            for group in range(worker, groups, workers):
-                fill_zero(sums, sums_start + to_totals + group * group_size, group_size)
-        for start in range(begin, end, _ROWS_AT_ONCE):
-            rows = min(_ROWS_AT_ONCE, end - start)
-            sum_is_full = has_totals and start // _ROWS_OF_A_SUM != (start + rows) // _ROWS_OF_A_SUM
+            for strip in range(worker, strips, workers):
+                fill_zero(sums, to_totals + strip * strip_size, strip_size)
+        for start in range(begin, end, ROWS_AT_ONCE):
+            rows = min(ROWS_AT_ONCE, end - start)
+            sum_is_full = has_totals and start // ROWS_OF_A_SUM != (start + rows) // ROWS_OF_A_SUM
             step = step_of(offset, start)
             for i in range(rows):
                 while start + i >= offset[step + 1]:
@@ -256,56 +265,64 @@ def make_weight_gradient(
                 row = start + i - offset[step]
                 t = time_index(step, lengths[row], reverse)
                 end_row = offset[step + 1] - offset[step]
-                fetch_ahead(source, order, lengths, row, end_row, step, reverse, shift, 0, K)
-                for number in range(strips.total):
-                    column = number * strips.columns
+                if is_gathered:
+                    prefetch_ahead(source, order, lengths, row, end_row, step, reverse, shift, 0, K)
+                d_of_row = pointer(d, (start - begin + i) * d_row)
+                for number in range(panels.total):
+                    column = number * panels.columns
                     load(
-                        work, columns + number * strips.size + i * strips.row, source, h0, layer,
-                        order[row], t, step, reverse, saved, (start + i) * value_row, unit,
-                        column, min(strips.columns, K - column),
+                        of, work, number * panels.size + i * panels.row, source, h0, layer,
+                        order[row], t, step, reverse, d_of_row, column,
+                        min(panels.columns, K - column),
                     )  # fmt: skip
-                work[ones + i * strips.row] = 1  # after `load`, which writes whole vectors
-            for number in range(strips.total):
-                column = number * strips.columns
-                of_strip = columns + number * strips.size
-                is_last_strip = number == strips.total - 1
-                count = min(strips.columns, K - column) + (1 if is_last_strip and has_bias else 0)
-                # Where d is in no near cache, each tile asks for a line of each row to come.
-                n_tile, n_round = 0, 0
-                if count >= _COLUMNS_WORTH_ASKING and (end - begin) * d_row > near_elements:
-                    n_tile, n_round = (width * full_columns + count - 1) // count, d_row
-                for group in range(worker, groups, workers):
-                    so_far = sums_start + (worker if alone else group) * group_size
-                    for block in range(0, rows, _BLOCK_ROWS):
-                        block_rows = min(_BLOCK_ROWS, rows - block)
-                        before, at, stride = sums, so_far, width
+            for number in range(panels.total):
+                column = number * panels.columns
+                of_panel = number * panels.size
+                is_last_panel = number == panels.total - 1
+                count = min(panels.columns, K - column)
+                # Where d is in no near cache, each tile prefetches a line of each row to come.
+                tile, round_ = 0, 0
+                if count >= COLUMNS_WORTH_PREFETCHING and (end - begin) * d_row > near_elements:
+                    tile, round_ = (width * of.full_columns + count - 1) // count, d_row
+                for strip in range(worker, strips, workers):
+                    so_far = (worker if alone else strip) * strip_size
+                    for block in range(0, rows, BLOCK_ROWS):
+                        block_rows = min(BLOCK_ROWS, rows - block)
+                        before = Sums(pointer(sums, so_far + column * width), width, lanes)
                         if is_first and start + block == begin:
-                            before, at, stride = work, zeros, 0
-                        of_row = (start - begin + block) * d_row + first + group * width
-                        next_group, next_block = group, block + _BLOCK_ROWS
+                            before = Sums(pointer(work, zeros), 0, lanes)
+                        of_row = (start - begin + block) * d_row + of.pre + strip * width
+                        next_strip, next_block = strip, block + BLOCK_ROWS
                         if next_block >= rows:
-                            next_group, next_block = group + workers, 0
-                        next_row = (start - begin + next_block) * d_row + first + next_group * width
-                        product(
-                            sums, so_far + column * width, width, lanes,
-                            before, at + column * stride, stride, lanes,
-                            work, of_strip + block * strips.row, 1, 0, strips.row,
-                            d, of_row, 0, d_row, of_row, (d, next_row, n_tile, n_round), 1,
-                            block_rows, count, 1, vectors,
+                            next_strip, next_block = strip + workers, 0
+                        next_row = (
+                            (start - begin + next_block) * d_row + of.pre + next_strip * width
+                        )
+                        these = pointer(d, of_row)
+                        call_at(
+                            of.product,
+                            Sums(pointer(sums, so_far + column * width), width, lanes),
+                            before,
+                            Factors(
+                                pointer(work, of_panel + block * panels.row), 1, 0, panels.row
+                            ),
+                            Panels(these, 0, d_row),
+                            Prefetch(these, pointer(d, next_row), tile, round_),
+                            Extent(1, block_rows, count, 1),
                         )  # fmt: skip
-                    if is_last_strip and sum_is_full:
-                        add(sums, so_far + to_totals, so_far, group_size)
-                        fill_zero(sums, so_far, group_size)
-                    if is_last and start + rows == end and is_last_strip:
+                    if is_last_panel and sum_is_full:
+                        add(sums, so_far + to_totals, so_far, strip_size)
+                        fill_zero(sums, so_far, strip_size)
+                    if is_last and start + rows == end and is_last_panel:
                         if has_totals:
-                            add(sums, so_far, so_far + to_totals, group_size)
-                        write(sums, so_far, group, gate_rows, unit, H, dweight_out, dbias_out)
+                            add(sums, so_far, so_far + to_totals, strip_size)
+                        write(pointer(sums, so_far), strip, width, gate_rows, unit, H, dweight_out)
         if begin == end:  # no sample takes these steps, the first ones to come
-            for group in range(worker, groups, workers):
-                so_far = sums_start + group * group_size
-                fill_zero(sums, so_far, group_size)
+            for strip in range(worker, strips, workers):
+                so_far = strip * strip_size
+                fill_zero(sums, so_far, strip_size)
                 if is_last:
-                    write(sums, so_far, group, gate_rows, unit, H, dweight_out, dbias_out)
+                    write(pointer(sums, so_far), strip, width, gate_rows, unit, H, dweight_out)
         restore_mode(mode)
 
     return weight_gradient
@@ -313,23 +330,23 @@ def make_weight_gradient(
 
 def weight_gradient_worker_size(columns: int, lanes: int) -> int:
     """Elements of workspace that a worker of a weight gradient needs."""
-    strips = _strips_of(columns, lanes)
-    return strips.total * strips.size + _MOST_VECTORS * lanes
+    panels = _column_panels(columns, lanes)
+    return panels.total * panels.size + MOST_GRADIENT_VECTORS * lanes
 
 
 def weight_gradient_overrun(lanes: int) -> int:
-    """Elements after the last row of `d` that a weight gradient's last group may read."""
-    return _MOST_VECTORS * lanes
+    """Elements after the last row of `d` that a weight gradient's last strip may read."""
+    return MOST_GRADIENT_VECTORS * lanes
 
 
 @register_jitable
 def needs_totals(rows):
     """Whether the sums of so many packed rows are added to totals."""
-    return rows > _ROWS_OF_A_SUM
+    return rows > ROWS_OF_A_SUM
 
 
-def weight_gradient_sums(blocks: int, unit: int, columns: int, lanes: int) -> tuple[int, int]:
-    """Groups of a weight gradient, and elements of its sums."""
-    width = group_vectors(blocks) * lanes
-    groups = -(-blocks * unit // width)
-    return groups, groups * padded(columns + 1, lanes) * width
+def weight_gradient_sums(gates: int, unit: int, columns: int, lanes: int) -> tuple[int, int]:
+    """Strips of a weight gradient, and elements of its sums."""
+    width = strip_vectors(gates) * lanes
+    strips = -(-gates * unit // width)
+    return strips, strips * _padded(columns, lanes) * width

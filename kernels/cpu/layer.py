@@ -4,65 +4,66 @@ Calls come with batches of all sizes and lengths; what does not depend on them i
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..cells import Cell
+from ..cells import INPUT, NORM_SCALE, NORM_SHIFT, RECURRENT, Cell
+from ..layout import (
+    Statistics,
+    backward_workspace,
+    forward_workspace,
+    multiply_adds,
+    rows_of,
+    vector_weights,
+)
 from ..ragged import RaggedRows
-from . import build
-from .backpropagation import InputProduct, WeightProduct
+from . import build, tables
+from .backward import LoopPlan
+from .barrier import BARRIER_WORDS
 from .gradients import (
     input_gradient_worker_size,
     needs_totals,
     weight_gradient_overrun,
-    weight_gradient_sums,
     weight_gradient_worker_size,
 )
-from .memory import Shelf, pool
-from .plan import backward_layout, forward_layout, row_sizes
-from .team import MEETING_WORDS
+from .normalise import norm_worker_size
+from .packed import Array, Packing, Weights, flat, vector_places
 from .threads import Pace, split
-from .weights import Array, Packing, gate_rows, multiply_adds
+from .tuning import (
+    GRADIENT_BLOCK_BYTES,
+    GRADIENT_BLOCK_ROWS,
+    GRADIENT_BLOCK_STEPS,
+    INPUT_WEIGHTS_PER_BLOCK,
+    LARGEST_GRADIENT_BLOCK_BYTES,
+    TIME_BLOCK_BYTES,
+)
+from .workspace import Buffers, pool
 
-# Inputs and pre-activations of a block of time steps, which are written and read again soon.
-_TIME_BLOCK_BYTES = 256 * 1024
-# Each block reads all input weights. Where they are many times as large, blocks grow with them:
-# with two threads, forward for 64 rows of 1024 units gains 4 % (LSTM) and 1 % (GRU).
-_INPUT_WEIGHTS_PER_BLOCK = 8
-# Gradients of the pre-activations of a block of time steps, which are read three times: they should
-# come from the cache, but each block reads and writes the sums of all weight gradients, which for
-# large weights is a lot: so there is a least number of rows too. With two threads of an EPYC, 512
-# units take 2 to 5 % less time in backward with 1024 rows than with 512; with one, the same.
-_GRADIENT_BLOCK_BYTES = 2 * 1024 * 1024
-_GRADIENT_BLOCK_ROWS = 1024
-# And, of many rows, a few steps: each block loads and stores what backward knows of every row, and
-# cannot ask for the values of the step before its first one.
-_GRADIENT_BLOCK_STEPS, _LARGEST_GRADIENT_BLOCK_BYTES = 3, 4 * 1024 * 1024
-# Ways of running the loops that are kept: calls with lengths have many.
-_KEPT_WAYS = 256
+# Schedules that are kept: calls with lengths have many.
+_KEPT_SCHEDULES = 256
 
-_NO_MEETING = np.empty(0, np.intp)
+_NO_BARRIER = np.empty(0, np.intp)
 
 
 @dataclass(slots=True, eq=False)
-class Way:
+class Schedule:
     """How threads run the loops, and what memory that takes."""
 
     threads: int  # that may be used
     workers: int  # threads that the loops use
-    shared: bool  # whether they share each block's units
-    forward_shelf: Shelf  # where forward's workspace comes from
-    forward: Callable[..., None]  # the kernel with its first arguments, which are the same for all
-    backward_shelf: Shelf
-    backward_sizes: tuple[int, int]  # of one worker's part of it, rows a block
-    backward: Callable[..., None] | None = None  # likewise, once it has been called for
+    is_team: bool  # whether they share each row block's units
+    forward_buffers: Buffers  # where forward's workspace comes from
+    forward: Callable[..., None]  # the kernel with its table
+    backward_buffers: Buffers
+    backward_plan: tuple[LoopPlan, int]  # and rows at once
+    backward: dict["Backward", Callable[..., None]]  # with all of its tables, once called for
 
-    def meeting(self) -> Array:
-        """A new meeting place for the workers; empty if they do not share blocks."""
-        return np.zeros(MEETING_WORDS, np.intp) if self.shared else _NO_MEETING
+    def barrier(self) -> Array:
+        """A new barrier for the workers; empty if they are no team."""
+        return np.zeros(BARRIER_WORDS, np.intp) if self.is_team else _NO_BARRIER
 
 
 class Layer:
@@ -70,10 +71,12 @@ class Layer:
 
     Attributes
     ----------
-    size : Sizes
-        Of rows of scratch memory.
+    rows : layout.Rows
+        Lengths of rows of flat memory.
     row_work : int
         Multiply-adds of the forward pass of one packed row.
+    states : int
+        Members that a state is passed with.
     nothing, no_weight : array
         What stands for arrays that are not there.
     """
@@ -81,15 +84,18 @@ class Layer:
     def __init__(self, cell: Cell, input_size: int, hidden_size: int, dtype: np.dtype[Any]) -> None:
         self.cell, self.dtype, self.I, self.H = cell, dtype, input_size, hidden_size
         self.lanes = build.lanes(dtype)
-        pre, values = len(cell.pre_activations), cell.num_values
-        self.size = row_sizes(pre, values, input_size, hidden_size, self.lanes)
+        self.rows = rows_of(cell, input_size, hidden_size, self.lanes)
         self.row_work = multiply_adds(cell, input_size, hidden_size)
+        self.states = build.states_passed(len(cell.states))
         self.nothing, self.no_weight = np.empty(0, dtype), np.empty((0, 0), dtype)
-        self._kernel = build.forward_kernel(cell, dtype)
+        self._kernel = build.forward_kernel(self.states, dtype)
+        # Their machine code is there as long as they are, and is called by its address.
+        self.kernels = tables.forward_kernels(cell, dtype)
         self._pool = pool(dtype)
-        self._ways: dict[tuple[int, int, int, float], Way] = {}
+        self._schedules: dict[tuple[int, int, int, float], Schedule] = {}
         self._paces: dict[int, tuple[Pace, Pace]] = {}
-        self._backward: Backward | None = None
+        self._backwards: dict[tuple[str, ...], Backward] = {}
+        self._norm: Norm | None = None
 
     def paces(self, rows: int) -> tuple[Pace, Pace]:
         """How fast forward and backward are, of calls with about so many rows."""
@@ -99,66 +105,136 @@ class Layer:
             found = self._paces.setdefault(key, (Pace(), Pace()))
         return found
 
-    def way(self, threads: int, ragged: RaggedRows) -> Way:
+    def schedule(self, threads: int, ragged: RaggedRows) -> Schedule:
         """How so many threads run the loops."""
         rows, steps = len(ragged.order), len(ragged.offset) - 1
         # Steps of padding after the longest row do not count. One thread takes all rows anyway.
         running = 0.0 if threads == 1 else ragged.total / max([1, *ragged.lengths[:1]])
         key = threads, rows, steps, running
-        way = self._ways.get(key)
-        if way is None:
-            if len(self._ways) >= _KEPT_WAYS:
-                self._ways.clear()
-            way = self._ways.setdefault(key, self._way_for(*key))
-        return way
+        found = self._schedules.get(key)
+        if found is None:
+            if len(self._schedules) >= _KEPT_SCHEDULES:
+                self._schedules.clear()
+            found = self._schedules.setdefault(key, self._schedule_for(*key))
+        return found
 
-    def _way_for(self, threads: int, rows: int, all_steps: int, running: float) -> Way:
-        units, itemsize = self.size.unit // self.lanes, self.dtype.itemsize
+    def _schedule_for(self, threads: int, rows: int, all_steps: int, running: float) -> Schedule:
+        itemsize = self.dtype.itemsize
+        # A row that is normalised stays on one thread: its sums have one order.
+        has_row_norm = any(phase.norm for phase in self.cell.phases)
+        shares = 1 if has_row_norm else self.rows.unit // self.lanes
         recurrent_bytes = multiply_adds(self.cell, 0, self.H) * itemsize
         row_bytes = self.row_work * itemsize
-        way = split(threads, rows, running, units, row_bytes, recurrent_bytes)
-        buffer_bytes = way.rows * (self.size.x + self.size.pre) * itemsize
+        how = split(threads, rows, running, shares, row_bytes, recurrent_bytes)
+        buffer_bytes = how.rows * (self.rows.x + self.rows.pre) * itemsize
         input_bytes = len(self.cell.input_gates) * self.H * self.I * itemsize
-        block_bytes = max(_TIME_BLOCK_BYTES, input_bytes // _INPUT_WEIGHTS_PER_BLOCK)
+        block_bytes = max(TIME_BLOCK_BYTES, input_bytes // INPUT_WEIGHTS_PER_BLOCK)
         steps = max(1, min(block_bytes // buffer_bytes, all_steps))
         states = len(self.cell.states)
-        forward = forward_layout(0, way.rows, steps, states, self.size).end
+        workspace = forward_workspace(self.rows, states, how.rows, steps)
         backward = max(
-            backward_layout(0, way.rows, states, self.size).end,
+            backward_workspace(self.rows, states, how.rows).size,
             input_gradient_worker_size(self.I, self.lanes),
             weight_gradient_worker_size(max(self.I, self.H), self.lanes),
+            norm_worker_size(self.rows.x, self.rows.pre) if self.cell.norm else 0,
         )
-        forward_shelf = self._pool.shelf(way.workers * forward)
-        backward_shelf = self._pool.shelf(threads * backward)
-        run = functools.partial(self._kernel.on(way.workers), forward, way.rows, steps)
-        return Way(
-            threads, way.workers, way.shared, forward_shelf, run, backward_shelf,
-            (backward, way.rows),
-        )  # fmt: skip
+        table = tables.forward_table(self, self.kernels, workspace, how.rows, steps)
+        return Schedule(
+            threads,
+            how.workers,
+            how.shared,
+            self._pool.buffers(how.workers * workspace.size),
+            functools.partial(self._kernel.on(how.workers), table),
+            self._pool.buffers(threads * backward),
+            (LoopPlan(backward, how.workers, threads), how.rows),
+            {},
+        )
 
     def gradient_rows(self, rows: int) -> int:
         """Packed rows that backward takes at once, in whole steps and at least one of them."""
-        row_bytes = self.size.pre * self.dtype.itemsize
-        some_steps = _GRADIENT_BLOCK_STEPS * rows
+        row_bytes = self.rows.pre * self.dtype.itemsize
+        some_steps = GRADIENT_BLOCK_STEPS * rows
         return max(
-            _GRADIENT_BLOCK_BYTES // row_bytes,
-            _GRADIENT_BLOCK_ROWS,
-            min(some_steps, _LARGEST_GRADIENT_BLOCK_BYTES // row_bytes),
+            GRADIENT_BLOCK_BYTES // row_bytes,
+            GRADIENT_BLOCK_ROWS,
+            min(some_steps, LARGEST_GRADIENT_BLOCK_BYTES // row_bytes),
         )
 
-    def gradients_shelf(self, ragged: RaggedRows) -> Shelf:
-        """Where the gradients of the pre-activations of a block of steps come from."""
-        rows = len(ragged.order)
-        packed_rows = min(ragged.total, max(self.gradient_rows(rows), rows))
-        size = packed_rows * self.size.pre + weight_gradient_overrun(self.lanes)
-        return self._pool.shelf(size)
+    def gradients_buffers(self, ragged: RaggedRows) -> Buffers:
+        """Where the gradients of the pre-activations of a time block come from."""
+        rows, packed_rows = len(ragged.order), ragged.total
+        if self.cell.norm is None:
+            packed_rows = min(packed_rows, max(self.gradient_rows(rows), rows))
+        return self._pool.buffers(packed_rows * self.rows.d + weight_gradient_overrun(self.lanes))
 
     @property
-    def backward(self) -> "Backward":
-        """What backward needs; prepared when it is first called, as many never call it."""
-        if self._backward is None:
-            self._backward = Backward(self)
-        return self._backward
+    def norm(self) -> "Norm | None":
+        """What a batch norm needs, if there is one; prepared when it is first asked for."""
+        if self._norm is None and self.cell.norm is not None:
+            self._norm = Norm(self)
+        return self._norm
+
+    def backward(self, names: tuple[str, ...]) -> "Backward":
+        """What backward needs, for the weights of these names; prepared when it is first called."""
+        found = self._backwards.get(names)
+        if found is None:
+            found = self._backwards[names] = Backward(self, names)
+        return found
+
+
+class Norm:
+    """What the statistics of a layer's input parts need.
+
+    Attributes
+    ----------
+    packing : Packing
+        How the weights are laid out.
+    table : array
+        Of the kernels.
+    columns : int
+        Normalised gates * H.
+    """
+
+    def __init__(self, of: Layer) -> None:
+        self.packing = Packing(of.cell, of.I, of.H, of.dtype)
+        self.table = tables.norm_table(of, of.kernels)
+        self.columns = len(of.cell.input_gates) * of.H
+        self._kernel = build.statistics_kernel(of.dtype)
+        self._scale, self._shift = (
+            weight.name if (weight := of.cell.weight_of(kind)) else ""
+            for kind in (NORM_SCALE, NORM_SHIFT)
+        )
+        self._eps = of.cell.norm.eps if of.cell.norm else 0.0
+        self._buffers = pool(of.dtype).buffers(norm_worker_size(of.rows.x, of.rows.pre))
+
+    def statistics(
+        self, weights: Weights, x: Array, reverse: bool, ragged: RaggedRows
+    ) -> Statistics:
+        """Mean and variance over all valid steps."""
+        norm = np.empty((2, self.columns))
+        packed, work = self.packing.pack_plain(weights), self._buffers.acquire()
+        try:
+            self._kernel.call(self.table, *ragged, x, reverse, packed, norm, work)
+        finally:
+            self.packing.give_back(packed)
+            self._buffers.release(work)
+        return Statistics(norm[0], norm[1] / max(1, ragged.total), ragged.total)
+
+    def for_backward(self, weights: Weights, statistics: Statistics) -> Array:
+        """What the backward pass takes: (5, columns) float64."""
+        norm = np.empty((5, self.columns))
+        norm[0] = statistics.mean
+        norm[1] = (statistics.variance + self._eps) ** -0.5
+        norm[2] = weights[self._scale]
+        return norm
+
+    def gradients(self, weights: Weights, norm: Array) -> dict[str, Array]:
+        """Gradients of scale and shift, by name."""
+        dtype = weights[self._scale].dtype
+        found = {self._scale: norm[3].astype(dtype)}
+        if self._shift in weights:
+            found[self._shift] = norm[4].astype(dtype)
+        return found
 
 
 class Backward:
@@ -168,64 +244,58 @@ class Backward:
     ----------
     by_columns : Packing
         How the weights are laid out.
+    input_name, recurrent_name : str
+        Of the matrices.
+    vectors : list of tuple
+        Name and shape of each vector of weights that there is.
     """
 
-    def __init__(self, of: Layer) -> None:
-        self.by_columns = Packing(of.cell, of.I, of.H, of.dtype, by_columns=True)
-        # Their machine code is there as long as they are, and is called by its address.
-        self._loop = build.backward_kernel(of.cell, of.dtype)
-        self._input_gradient = build.input_gradient_kernel(of.dtype)
-        self._weight_gradients: list[build.Kernel] = []
-        inputs, products, gates = self._tables(of)
-        self._sums_size = sum(product.sums_size for product in products)
-        self._pool = pool(of.dtype)
-        self._states, self._dtype = len(of.cell.states), of.dtype
-        self._arguments = (
-            self._loop.address, self._input_gradient.address,
-            _flat(inputs), _flat(products), _flat(gates),
-            of.H, of.size.unit, of.size.pre, of.size.value,
-        )  # fmt: skip
+    def __init__(self, of: Layer, names: tuple[str, ...]) -> None:
+        cell, dtype = of.cell, of.dtype
+        self.by_columns = Packing(cell, of.I, of.H, dtype, by_columns=True)
+        self._of, self._kernels = of, tables.backward_kernels(cell, dtype)
+        self.input_name, self.recurrent_name = (
+            weight.name if (weight := cell.weight_of(kind)) else "" for kind in (INPUT, RECURRENT)
+        )
+        every = vector_weights(cell)
+        self.vectors = [(w.name, w.shape(of.I, of.H)) for w in every if w.name in names]
+        self.vectors_passed = build.vectors_passed(len(every))
+        self.no_vectors = (of.nothing,) * self.vectors_passed
+        self.no_norm = np.empty((0, 0))
+        places = vector_places(cell).reshape(-1, 3)
+        # Vectors that are there, one after the other.
+        there = {n: i for i, n in enumerate([n for n, w in enumerate(every) if w.name in names])}
+        kept = [(there[v], gate, term) for v, gate, term in places.tolist() if v in there]
+        has_constants = bool(kept)
+        self._pass = tables.pass_table(of, self._kernels, has_constants)
+        self._places = flat(kept)
+        self._norm_table = _NO_BARRIER if of.norm is None else of.norm.table
+        terms = len(cell.pre_activations) if has_constants else 0
+        self.constants_shape = terms * of.H, 1
+        self._pool = pool(dtype)
 
-    def sums_shelf(self, rows: int) -> Shelf:
+    def sums_buffers(self, rows: int) -> Buffers:
         """Where the sums of the gradients of weights come from, over so many packed rows."""
-        return self._pool.shelf(self._sums_size * (2 if needs_totals(rows) else 1))
+        return self._pool.buffers(self._pass.sums_size * (2 if needs_totals(rows) else 1))
 
-    def on(self, way: Way) -> Callable[..., None]:
+    def on(self, schedule: Schedule) -> Callable[..., None]:
         """The backward pass with its first arguments, which are the same for all calls."""
-        if way.backward is None:
-            kernel = build.backpropagation_kernel(self._states, self._dtype, way.threads > 1)
-            way.backward = functools.partial(
-                kernel.call, *self._arguments, *way.backward_sizes, way.workers, way.threads
+        found = schedule.backward.get(self)
+        if found is None:
+            of = self._of
+            kernel = build.backward_pass_kernel(
+                of.states, self.vectors_passed, of.dtype, schedule.threads > 1
             )
-        return way.backward
-
-    def _tables(self, of: Layer) -> tuple[list[InputProduct], list[WeightProduct], list[Array]]:
-        """The products that the gradients of x and of the weights are, and gates of the latter."""
-        starts, unit = self.by_columns.starts, of.size.unit
-        inputs: list[InputProduct] = []
-        products: list[WeightProduct] = []
-        gates: list[Array] = []
-        for part in build.weight_parts(of.cell):
-            plan, is_input = part.plan, part.kind == "input"
-            if is_input:
-                start = starts[plan.number, "input"]
-                inputs.append(InputProduct(part.first * unit, part.blocks, start))
-            kernel = part.gradient_kernel(of.dtype)
-            self._weight_gradients.append(kernel)
-            columns = of.I if is_input else of.H
-            groups, sums_size = weight_gradient_sums(part.blocks, unit, columns, of.lanes)
-            place = not is_input, part.first * unit, sum(map(len, gates)), part.blocks
-            products.append(WeightProduct(kernel.address, *place, groups, sums_size))
-            gates.append(gate_rows(of.cell, plan, part.kind))
-        return inputs, products, gates
+            loop = tables.backward_table(of, self._kernels, *schedule.backward_plan)
+            found = functools.partial(
+                kernel.call, self._pass.table, self._pass.gate_rows, self._places, loop,
+                self._norm_table,
+            )  # fmt: skip
+            schedule.backward[self] = found
+        return found
 
 
 @functools.lru_cache(maxsize=64)
 def layer_for(cell: Cell, input_size: int, hidden_size: int, dtype: np.dtype[Any]) -> Layer:
     """The one `Layer` of these."""
     return Layer(cell, input_size, hidden_size, dtype)
-
-
-def _flat(rows: Sequence[Any]) -> Array:
-    """Rows of whole numbers, one after the other."""
-    return np.array([number for row in rows for number in row], np.intp)

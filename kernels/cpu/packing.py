@@ -1,51 +1,59 @@
-"""Weights in the order in which the tile reads them; pads are 0."""
+"""Weights in the order in which the product reads them; pads are 0. See `layout.PackedWeights`."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 
+from .calling import call_at, record
 from .float_mode import enter_ieee_mode, restore_mode
-from .launch import call_at
-from .plan import units_of
-from .squares import load_square, store_leading, transposed
+from .rows import units_of
+from .transpose import load_square, store_leading, transposed
+
+
+class PackPart(NamedTuple):
+    """The weights of one kind and phase."""
+
+    recurrent: int  # 1 for recurrent weights, 0 for input weights
+    first_gate: int  # where its gates are in `gate_rows`
+    gates: int
+    start: int  # where it goes
+
+
+_PART = len(PackPart._fields)
 
 
 def make_pack(lanes: int) -> Callable[..., None]:
     """Build the packing of all weights of one layer and direction."""
 
     def pack(
-        weight_ih,  # (gates * H, I), any strides
+        weight_ih,  # (gates * H, I), any strides, or empty
         weight_hh,  # (gates * H, H), any strides, or empty
-        bias_ih,  # (gates * H,), any strides, or empty
-        bias_hh,  # (gates * H,), any strides, or empty
-        parts,  # (4 * parts,): 0 or 1 for the weight; its gates in `gate_rows`, first and number of
-        #         them; where it goes in `packed_out`
+        vectors,  # for each vector of weights (gates * H,), any strides, or empty
+        parts,  # of `PackPart`
         gate_rows,  # flat
-        bias_rows,  # (2 * pre-activations,): gate of bias_ih that each adds, or -1; then of bias_hh
+        vector_places,  # (3 * rows,): vector of weights, its gate, the pre-activation that it is in
+        terms,  # number of pre-activations; 0 by columns, where there are no constants
         by_columns,  # for products that sum over the rows of a weight
         H,
-        packed_out,  # flat; the biases, then (panels, K, gates, lanes) for each part, where a panel
-        #              is a vector of units; by columns (panels, gates, H, lanes), where it is a
-        #              vector of columns
+        packed_out,  # flat; written
         worker,  # which share of the panels to do
         workers,
     ):
         mode = enter_ieee_mode()
-        num_pre, unit = len(bias_rows) // 2, (H + lanes - 1) // lanes * lanes
-        if worker == 0 and not by_columns:
-            packed_out[: num_pre * unit] = 0
-            for pre in range(num_pre):
-                for bias, gate in (
-                    (bias_ih, bias_rows[pre]),
-                    (bias_hh, bias_rows[num_pre + pre]),
-                ):
-                    if len(bias) > 0 and gate >= 0:
-                        for j in range(H):
-                            packed_out[pre * unit + j] += bias[gate * H + j]
-        for part in range(0, len(parts), 4):
-            weight = weight_ih if parts[part] == 0 else weight_hh
-            first, gates, start = parts[part + 1], parts[part + 2], parts[part + 3]
+        unit = (H + lanes - 1) // lanes * lanes
+        if worker == 0:
+            packed_out[: terms * unit] = 0
+            for i in range(0, len(vector_places) if terms > 0 else 0, 3):
+                vector, gate = vectors[vector_places[i]], vector_places[i + 1]
+                if len(vector) > 0:
+                    for j in range(H):
+                        packed_out[vector_places[i + 2] * unit + j] += vector[gate * H + j]
+        for i in range(0, len(parts), _PART):
+            part = record(PackPart, parts, i)
+            weight = weight_hh if part.recurrent else weight_ih
+            first, gates, start = part.first_gate, part.gates, part.start
             K = weight.shape[1]
             if by_columns:
                 own = units_of(worker, workers, K, lanes)
@@ -76,12 +84,12 @@ def make_pack(lanes: int) -> Callable[..., None]:
 
 
 def pack_threads(
-    address, weight_ih, weight_hh, bias_ih, bias_hh, parts, gate_rows, bias_rows, by_columns, H,
+    address, weight_ih, weight_hh, vectors, parts, gate_rows, vector_places, terms, by_columns, H,
     packed_out, worker, workers,
 ):  # fmt: skip
     """Run the packing's shares on threads."""
     for number in prange(worker, workers):
         call_at(
-            address, weight_ih, weight_hh, bias_ih, bias_hh, parts, gate_rows, bias_rows,
+            address, weight_ih, weight_hh, vectors, parts, gate_rows, vector_places, terms,
             by_columns, H, packed_out, np.intp(number), workers,
         )  # fmt: skip

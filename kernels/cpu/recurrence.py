@@ -7,16 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..cells import Cell
+from ..layout import Statistics
 from ..ragged import RaggedRows
-from .layer import Way, layer_for
-from .memory import aligned
+from .layer import Schedule, layer_for
+from .packed import Array, Weights
 from .threads import Pace, allowed_threads, is_small
-from .weights import Array, Weights
-
-# Reading the weights of a step takes as long as multiplying them with so many rows. Each thread's
-# share stays in its own cache: a step of an LSTM of 256 units, 2 MB, takes 25 to 40 µs with two
-# threads and 57 to 75 with one.
-_ROWS_WORTH_READING = 3
+from .tuning import ROWS_WORTH_READING
+from .workspace import aligned
 
 
 class Recurrence:
@@ -44,27 +41,28 @@ class Recurrence:
         self.layer = layer_for(cell, input_size, hidden_size, dtype)
         self.ragged = ragged
         self.total = ragged.total
-        self.form = self.layer.size.value, self.layer.size.unit
-        self.work = self.layer.row_work * max(self.total, _ROWS_WORTH_READING)
+        self.form = self.layer.rows.value, self.layer.rows.unit
+        self.work = self.layer.row_work * max(self.total, ROWS_WORTH_READING)
         self._kept_ends: Array | None = None
         self._kept_pace_work: int | None = None
         self._nothing = self.layer.nothing
+        self._no_step_input = np.empty((0, 0, 0), dtype)
         # Of calls so short that nothing about them is decided or noted each time.
-        self._short_way: Way | None = None
+        self._short_schedule: Schedule | None = None
         if is_small(self.work):
-            self._short_way = self.layer.way(1, ragged)
-            self._short_forward = functools.partial(self._short_way.forward, *ragged)
+            self._short_schedule = self.layer.schedule(1, ragged)
+            self._short_forward = functools.partial(self._short_schedule.forward, *ragged)
 
-    def _way(self, pace: Pace) -> Way:
+    def _schedule(self, pace: Pace) -> Schedule:
         """How the threads that may be used now run the loop."""
         threads = pace.choose(allowed_threads(self.work), self.pace_work())
-        return self.layer.way(threads, self.ragged)
+        return self.layer.schedule(threads, self.ragged)
 
     def pace_work(self) -> int:
         """Multiply-adds, and what reading the weights of steps with few rows is worth in them."""
         if self._kept_pace_work is None:
             rows = np.diff(self.ragged.offset)
-            rows = np.maximum(rows[rows > 0], _ROWS_WORTH_READING)
+            rows = np.maximum(rows[rows > 0], ROWS_WORTH_READING)
             self._kept_pace_work = self.layer.row_work * int(rows.sum())
         return self._kept_pace_work
 
@@ -72,6 +70,8 @@ class Recurrence:
         """Where the blocks of steps that backward takes end, the last ones first, and 0."""
         if self._kept_ends is None:
             offset, most = self.ragged.offset, self.layer.gradient_rows(len(self.ragged.order))
+            if self.layer.cell.norm is not None:  # whose gradients depend on those of all rows
+                most = self.total
             ends = [len(offset) - 1]
             while ends[-1] > 0:
                 first = int(np.searchsorted(offset, offset[ends[-1]] - most))
@@ -89,6 +89,7 @@ class Recurrence:
         y_out: Array,
         final_out: tuple[Array, ...],
         keep: bool,
+        step_input: Array | None = None,
     ) -> Array:
         """Write y and the final state.
 
@@ -106,6 +107,8 @@ class Recurrence:
             Written where a step is valid.
         keep : bool
             Keep the values that backward needs.
+        step_input : (N, T, 1) array, optional
+            For cells that take a number for each sample and step.
 
         Returns
         -------
@@ -114,26 +117,44 @@ class Recurrence:
         """
         values = self._nothing
         if keep:
-            values = aligned(self.total * self.layer.size.value, self.layer.dtype)
-        way, pace = self._short_way, None
-        if way is None:
+            values = aligned(self.total * self.layer.rows.value, self.layer.dtype)
+        schedule, pace = self._short_schedule, None
+        if schedule is None:
             pace, _ = self.layer.paces(len(self.ragged.order))
-            way = self._way(pace)
-            run = functools.partial(way.forward, *self.ragged)
+            schedule = self._schedule(pace)
+            run = functools.partial(schedule.forward, *self.ragged)
             start = time.perf_counter()
         else:
             run = self._short_forward
-        work = way.forward_shelf.borrow()
+        if len(initial) == 1:  # kernels are compiled for two members, see `build`
+            initial, final_out = initial + initial, final_out + final_out
+        if step_input is None:
+            step_input = self._no_step_input
+        work = schedule.forward_buffers.acquire()
         try:
             run(
-                x, initial, layer, reverse, weights, y_out, final_out, values, keep, work,
-                way.meeting(), 0, way.workers,
+                x, step_input, initial, layer, reverse, weights, y_out, final_out, values, keep,
+                work, schedule.barrier(), 0, schedule.workers,
             )  # fmt: skip
         finally:
-            way.forward_shelf.give_back(work)
+            schedule.forward_buffers.release(work)
         if pace is not None:
-            pace.record(way.workers, time.perf_counter() - start, self.pace_work())
+            pace.record(schedule.workers, time.perf_counter() - start, self.pace_work())
         return values
+
+    def statistics(self, weights: Weights, x: Array, reverse: bool) -> Statistics | None:
+        """Of the input parts, for cells that normalise them over a batch; else None.
+
+        Parameters
+        ----------
+        weights : mapping of str to array
+            By name.
+        x : (N, T, I) array
+        reverse : bool
+            As for `forward`.
+        """
+        norm = self.layer.norm
+        return None if norm is None else norm.statistics(weights, x, reverse, self.ragged)
 
     def backward(
         self,
@@ -148,6 +169,8 @@ class Recurrence:
         dfinal: tuple[Array, ...] | None,
         dx_out: Array,
         dinitial_out: tuple[Array, ...],
+        statistics: Statistics | None = None,
+        dstep_out: Array | None = None,
     ) -> dict[str, Array]:
         """Gradients of everything, from those of y and of the final state.
 
@@ -163,38 +186,66 @@ class Recurrence:
             Gradients of the final state, or None for zeros, and of the initial state.
         dx_out : (N, T, I) array
             The gradient of x is added where a step is valid.
+        statistics : Statistics, optional
+            Those that forward ran with, where input parts are normalised.
+        dstep_out : (N, T, 1) array, optional
+            The gradient of the step's input is added where a step is valid.
 
         Returns
         -------
         dict of str to array
-            Gradients of the weights, by name.
+            Gradients of the trainable weights, by name.
         """
         of = self.layer
-        way, pace = self._short_way, None
-        if way is None:
+        schedule, pace = self._short_schedule, None
+        if schedule is None:
             _, pace = of.paces(len(self.ragged.order))
-            way = self._way(pace)
-        run = of.backward.on(way)
+            schedule = self._schedule(pace)
+        parts = of.backward(tuple(weights))
+        run = parts.on(schedule)
         start = time.perf_counter()  # a kernel's compilation is not the pace of a call
         for number, member in enumerate(dinitial_out):
             member[layer] = 0 if dfinal is None else dfinal[number][layer]
-        gradients = {name: np.empty(w.shape, of.dtype) for name, w in weights.items()}
-        by_columns, sums_shelf = of.backward.by_columns, of.backward.sums_shelf(self.total)
-        packed, d_shelf = by_columns.pack(weights), of.gradients_shelf(self.ragged)
-        sums, d, work = sums_shelf.borrow(), d_shelf.borrow(), way.backward_shelf.borrow()
+        gradients: dict[str, Array] = {}
+        for name in (parts.input_name, parts.recurrent_name):
+            if name in weights:
+                gradients[name] = np.empty(weights[name].shape, of.dtype)
+        vectors = parts.no_vectors
+        if parts.vectors:
+            made = [np.empty(shape, of.dtype) for _, shape in parts.vectors]
+            gradients.update(zip([name for name, _ in parts.vectors], made))
+            vectors = (*made, *vectors[len(made) :])
+        if len(initial) == 1:
+            initial, dinitial_out = initial + initial, dinitial_out + dinitial_out
+        if dstep_out is None:
+            dstep_out = self._no_step_input
+        packed_inputs, norm = of.nothing, parts.no_norm
+        if statistics is not None and of.norm is not None:
+            packed_inputs = of.norm.packing.pack_plain(weights)
+            norm = of.norm.for_backward(weights, statistics)
+        by_columns, sums_buffers = parts.by_columns, parts.sums_buffers(self.total)
+        packed, d_buffers = by_columns.pack(weights), of.gradients_buffers(self.ragged)
+        sums, d, work = (
+            sums_buffers.acquire(), d_buffers.acquire(), schedule.backward_buffers.acquire()
+        )  # fmt: skip
+        constants = np.empty(parts.constants_shape, of.dtype)
         try:
             run(
                 self._ends(), *self.ragged, y if dy is None else dy, dy is not None, layer, x, y,
-                initial, reverse, packed, values, dx_out, dinitial_out,
-                gradients["weight_ih"], gradients.get("weight_hh", of.no_weight),
-                gradients.get("bias_ih", of.nothing), gradients.get("bias_hh", of.nothing),
-                d, sums, work, way.meeting(),
+                initial, reverse, packed, values, packed_inputs, norm, dx_out, dstep_out,
+                dinitial_out, gradients.get(parts.input_name, of.no_weight),
+                gradients.get(parts.recurrent_name, of.no_weight), constants, vectors, d, sums,
+                work, schedule.barrier(),
             )  # fmt: skip
         finally:
             by_columns.give_back(packed)
-            sums_shelf.give_back(sums)
-            d_shelf.give_back(d)
-            way.backward_shelf.give_back(work)
+            sums_buffers.release(sums)
+            d_buffers.release(d)
+            schedule.backward_buffers.release(work)
+        if of.norm is not None:
+            gradients.update(of.norm.gradients(weights, norm))
+            of.norm.packing.give_back(packed_inputs)
         if pace is not None:
-            pace.record(way.threads, time.perf_counter() - start, self.pace_work())
-        return gradients
+            pace.record(schedule.threads, time.perf_counter() - start, self.pace_work())
+        # In the order of the weights.
+        return {name: gradients[name] for name in weights if name in gradients}

@@ -4,18 +4,14 @@ See `ragged`. Saved values and gradients are kept in packed rows, without paddin
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .simd import CACHE_LINE, element_pointer, inlined, make_sweeps, prefetch
-
-# Neighbouring rows of a batch lie far apart, where the hardware does not look ahead. Asking for the
-# row that comes so many rows later took 20 % off backward at (T, N, H) = (24, 1024, 64); in forward
-# it cost 10 %, for x as for y.
-_ROWS_AHEAD = 8
+from .simd import element_pointer, inlined, make_sweeps, prefetch
+from .tuning import CACHE_LINE, ROWS_AHEAD
 
 
 def _row_loop(
@@ -45,7 +41,7 @@ def _make_row_copy(direction: str) -> Any:
         n: Any,
         t: Any,
         column: Any,  # first element of the row
-        buffer: Any,  # flat; the elements are buffer[start : start + count]
+        buffer: Any,  # pointer or flat array; the elements are buffer[start : start + count]
         start: Any,
         count: Any,
     ) -> Any:
@@ -91,7 +87,7 @@ accumulate_row = _make_row_copy("accumulate")  # array[n, t, column + i] += buff
 
 
 @intrinsic
-def fetch_row(
+def prefetch_row(
     typing: Any,
     array: Any,  # (N, T, F), any strides
     n: Any,
@@ -99,7 +95,7 @@ def fetch_row(
     column: Any,
     count: Any,
 ) -> Any:
-    """Ask for the cache lines of part of a row, if its elements are contiguous.
+    """Prefetch the cache lines of part of a row, if its elements are contiguous.
 
     The row need not exist.
     """
@@ -127,16 +123,16 @@ def time_index(step, length, reverse):
 
 
 @inlined
-def fetch_ahead(array, order, lengths, row, end, step, reverse, shift, column, count):
-    """Ask for part of a row that is needed soon: of the sorted rows before `end`, at a step.
+def prefetch_ahead(array, order, lengths, row, end, step, reverse, shift, column, count):
+    """Prefetch part of a row that is needed soon: of the sorted rows before `end`, at a step.
 
     `shift` is the distance in time from the step's own row.
     """
     # array (N, T, F); order (N,); lengths (N,)
-    ahead = row + _ROWS_AHEAD
+    ahead = row + ROWS_AHEAD
     if ahead < end:
         t = time_index(step, lengths[ahead], reverse) + shift
-        fetch_row(array, order[ahead], t, column, count)
+        prefetch_row(array, order[ahead], t, column, count)
 
 
 @register_jitable
@@ -169,29 +165,47 @@ def previous_h(y, initial, layer, n, step, t, reverse, column, buffer, start, co
         load_row(y, n, t + 1 if reverse else t - 1, column, buffer, start, count)
 
 
-def make_state_rows(states: int, lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Build ``load_state`` and ``store_state``, for some units of the rows of a block."""
+def make_state_rows(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Build ``load_state`` and ``store_state``, for some units of the rows of a row block."""
     fill_zero, _ = make_sweeps(lanes)
 
     @register_jitable
-    def load_state(members, layer, order, first, rows, units, work, start, size):
-        # members: for each (layers * directions, N, H); work (states, rows, size.h) from `start`
+    def load_state(members, states, layer, order, first, rows, units, state, plan):
+        # members: for each (layers * directions, N, H); state: pointer to (states, rows, h)
         for row in range(rows):
             for member in range(states):
-                to = start + (member * rows + row) * size.h + units.first
-                fill_zero(work, to, units.vectors * lanes)
+                to = (member * plan.block_rows + row) * plan.h_row + units.first
+                fill_zero(state, to, units.vectors * lanes)
                 load_row(
-                    members[member], layer, order[first + row], units.first, work, to, units.real
+                    members[member], layer, order[first + row], units.first, state, to, units.real
                 )
 
     @register_jitable
-    def store_state(members_out, layer, order, first, rows, units, work, start, size):
+    def store_state(members_out, states, layer, order, first, rows, units, state, plan):
         for row in range(rows):
             for member in range(states):
-                at = start + (member * rows + row) * size.h + units.first
+                at = (member * plan.block_rows + row) * plan.h_row + units.first
                 store_row(
                     members_out[member], layer, order[first + row], units.first,
-                    work, at, units.real,
+                    state, at, units.real,
                 )  # fmt: skip
 
     return load_state, store_state
+
+
+class Units(NamedTuple):
+    """A run of whole vectors of units."""
+
+    first: int
+    last: int  # the first that is not in it
+    vectors: int
+    real: int  # how many of them are not padding
+
+
+@register_jitable
+def units_of(rank, members, H, lanes):
+    """The units (or columns) of one of so many that share them."""
+    vectors = (H + lanes - 1) // lanes
+    first, last = vectors * rank // members, vectors * (rank + 1) // members
+    real = max(0, min(last * lanes, H) - first * lanes)
+    return Units(first * lanes, last * lanes, last - first, real)

@@ -79,12 +79,6 @@ def lanes_of(dtype: types.Float) -> int:
     return register_bits() // dtype.bitwidth
 
 
-CACHE_LINE = 64  # bytes
-# Bytes that stay in a core's second-level cache: an EPYC's (Zen 4) has as many, a Xeon's two times.
-NEAR_CACHE = 1024 * 1024
-# And in its first-level cache, beside what a step computes: three quarters of an EPYC's 32 KiB.
-FIRST_CACHE = 24 * 1024
-
 # Decorator: the function's code replaces each call. A call passes every array as seven words on the
 # stack, and a row or a step takes several: 70 ns a row where LLVM did not inline by itself.
 inlined = register_jitable(forceinline=True)
@@ -115,9 +109,9 @@ class Vec(types.Type):
         return f"v{self.lanes}f{self.dtype.bitwidth}"
 
 
-def vec_of(array: Any) -> Vec:
-    """The vector type that holds elements of an array type."""
-    return Vec(array.dtype, lanes_of(array.dtype))
+def vec_of(memory: Any) -> Vec:
+    """The vector type that holds elements of a type of array or pointer."""
+    return Vec(memory.dtype, lanes_of(memory.dtype))
 
 
 @register_model(Vec)
@@ -180,9 +174,34 @@ lower_on_vec(primitives.one_like, 1)(lambda builder, vec, a: constant(vec, 1.0))
 lower_on_vec(primitives.zero_like, 1)(lambda builder, vec, a: constant(vec, 0.0))
 
 
-def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Address of element `index` of a contiguous array, without a bounds check or wrap-around."""
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+def element_pointer(context: Any, builder: Any, kind: Any, memory: Any, index: Any) -> Any:
+    """Address of element `index` of a pointer or a contiguous array, without a bounds check."""
+    if isinstance(kind, types.Array):
+        memory = context.make_array(kind)(context, builder, memory).data
+    return builder.gep(memory, [index])
+
+
+@intrinsic
+def pointer(typing: Any, memory: Any, index: Any) -> Any:
+    """Pointer to element `index` of a pointer or a contiguous array.
+
+    Kernels pass on memory so: an array would be seven words on the stack in each call.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return element_pointer(context, builder, sig.args[0], *args)
+
+    return types.CPointer(memory.dtype)(memory, types.intp), emit
+
+
+@intrinsic
+def select_pointer(typing: Any, condition: Any, then: Any, other: Any) -> Any:
+    """One of two pointers."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(*args)
+
+    return then(types.boolean, then, other), emit
 
 
 def load(builder: Any, vec: Vec, pointer: Any) -> Any:
@@ -199,7 +218,7 @@ def store(builder: Any, vec: Vec, value: Any, pointer: Any) -> None:
 
 
 def prefetch(builder: Any, pointer: Any, level: int = 1) -> None:
-    """Ask a level of cache for the line of an address, which need not be valid."""
+    """Prefetch the cache line of an address, which need not be valid, into a level of cache."""
     number, byte = ir.IntType(32), cgutils.int8_t.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
@@ -215,15 +234,15 @@ def literal(value: Any) -> int:
     return value.literal_value
 
 
-def group_type(array: Any, count: int) -> Any:
+def vectors_type(array: Any, count: int) -> Any:
     """The type of a tuple of `count` vectors."""
     return types.UniTuple(vec_of(array), count) if count else types.Tuple(())
 
 
 @intrinsic(prefer_literal=True)
-def load_group(typing: Any, array: Any, start: Any, stride: Any, count: Any) -> Any:
-    """Tuple of `count` vectors that begin `stride` elements apart in a contiguous array."""
-    result = group_type(array, literal(count))
+def load_vectors(typing: Any, array: Any, start: Any, stride: Any, count: Any) -> Any:
+    """Tuple of `count` vectors that begin `stride` elements apart in flat memory."""
+    result = vectors_type(array, literal(count))
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         loaded = []
@@ -237,23 +256,23 @@ def load_group(typing: Any, array: Any, start: Any, stride: Any, count: Any) -> 
 
 
 @intrinsic
-def store_group(typing: Any, array: Any, start: Any, stride: Any, group: Any) -> Any:
-    """Store a tuple of vectors `stride` elements apart in a contiguous array."""
+def store_vectors(typing: Any, array: Any, start: Any, stride: Any, vectors: Any) -> Any:
+    """Store a tuple of vectors `stride` elements apart in flat memory."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        for number, value in enumerate(cgutils.unpack_tuple(builder, args[3], len(group))):
+        for number, value in enumerate(cgutils.unpack_tuple(builder, args[3], len(vectors))):
             index = builder.add(args[1], builder.mul(args[2], args[2].type(number)))
             pointer = element_pointer(context, builder, sig.args[0], args[0], index)
             store(builder, vec_of(array), value, pointer)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, group), emit
+    return types.void(array, types.intp, types.intp, vectors), emit
 
 
 @intrinsic(prefer_literal=True)
-def zero_group(typing: Any, array: Any, count: Any) -> Any:
+def zero_vectors(typing: Any, array: Any, count: Any) -> Any:
     """Tuple of `count` zero vectors of the array's type."""
-    result = group_type(array, literal(count))
+    result = vectors_type(array, literal(count))
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         zero = constant(vec_of(array), 0.0)
@@ -263,16 +282,16 @@ def zero_group(typing: Any, array: Any, count: Any) -> Any:
 
 
 @intrinsic
-def add_group(typing: Any, group: Any, addends: Any) -> Any:
+def add_vectors(typing: Any, vectors: Any, addends: Any) -> Any:
     """Add to the leading members of a tuple of vectors; the others stay."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        sums = cgutils.unpack_tuple(builder, args[0], len(group))
+        sums = cgutils.unpack_tuple(builder, args[0], len(vectors))
         for number, value in enumerate(cgutils.unpack_tuple(builder, args[1], len(addends))):
             sums[number] = builder.fadd(sums[number], value)
-        return context.make_tuple(builder, group, sums)
+        return context.make_tuple(builder, vectors, sums)
 
-    return group(group, addends), emit
+    return vectors(vectors, addends), emit
 
 
 def make_sweeps(lanes: int) -> tuple[Any, Any]:
@@ -285,11 +304,11 @@ def make_sweeps(lanes: int) -> tuple[Any, Any]:
     @register_jitable
     def fill_zero(to, i, count):
         for at in range(0, count, lanes):
-            store_group(to, i + at, 0, zero_group(to, 1))
+            store_vectors(to, i + at, 0, zero_vectors(to, 1))
 
     @register_jitable
     def copy(to, i, source, j, count):
         for at in range(0, count, lanes):
-            store_group(to, i + at, 0, load_group(source, j + at, 0, 1))
+            store_vectors(to, i + at, 0, load_vectors(source, j + at, 0, 1))
 
     return fill_zero, copy

@@ -11,39 +11,57 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from .simd import Vec, constant, load, multiply_add, prefetch, store
+from .tuning import CHUNK, LONG_BLOCK, MANY_SUMS
 
-# So many products at most are summed in one accumulator, then added to the sums in memory: long
-# sums round less so, by a random walk's estimate 4 times for 10 000 inputs and 20 for a million
-# (measured: 1 to 4, and 6 to 50). With 256, layers of 512 and 1024 units take 1 to 2 % more time
-# than with 512. A power of two.
-CHUNK = 512
-# Tiles that ask for their sums before they start: of so many vectors, in so many rounds.
-_MANY_SUMS, _LONG_BLOCK = 16, 64
+
+class Sums(NamedTuple):
+    """Sums in memory: a pointer to the first; distances in elements. Panels lie a vector apart."""
+
+    memory: Any
+    row: Any  # from row to row
+    gate: Any
+
+
+class Factors(NamedTuple):
+    """What rows are multiplied with, element by element: a pointer to the first, and distances."""
+
+    memory: Any
+    row: Any
+    segment: Any  # from segment to segment of a sum
+    k: Any
+
+
+class Panels(NamedTuple):
+    """Packed vectors: a pointer to the first, and distances in elements."""
+
+    memory: Any
+    panel: Any
+    k: Any  # from k to k, segments following on each other; gates are contiguous
+
+
+class Extent(NamedTuple):
+    """Sizes of a product."""
+
+    segments: Any  # that each sum runs over, at least 1
+    K: Any  # length of a segment, at least 1
+    rows: Any
+    panels: Any
 
 
 class Operands(NamedTuple):
-    """Addresses of a tile's first elements, distances in elements, and lengths (LLVM values)."""
+    """What a tile works on (LLVM values)."""
 
-    C: Any
-    c_row: Any
-    c_gate: Any
-    S: Any
-    s_row: Any
-    s_gate: Any
-    A: Any
-    a_row: Any
-    a_block: Any
-    a_k: Any
-    B: Any
-    b_panel: Any
-    b_k: Any
-    blocks: Any
-    K: Any  # length of a block
-    chunks: Any  # of all blocks: blocks * ceil(K / CHUNK)
+    sums: Sums
+    start: Sums
+    factors: Factors
+    panels: Panels
+    segments: Any
+    K: Any  # length of a segment
+    chunks: Any  # of all segments: segments * ceil(K / CHUNK)
 
 
 class Ahead(NamedTuple):
-    """What a tile asks for, as it is needed soon: a line in each round (LLVM values)."""
+    """What a tile prefetches: a line in each round (LLVM values)."""
 
     start: Any  # address
     advance: Any  # how many bytes further in each round
@@ -105,7 +123,7 @@ def emit_tile(
     panels: int,
     gates: int,
 ) -> None:
-    """One tile: S and the sums over blocks and k, by chunks of them, in C."""
+    """One tile: the start and the sums over segments and k, by chunks of them."""
     integer = o.K.type
 
     def step(pointer: Any, *distances: tuple[Any, int]) -> Any:
@@ -115,19 +133,19 @@ def emit_tile(
 
     lane = integer(1)
 
-    def places(start: Any, to_row: Any, to_gate: Any) -> list[Any]:
+    def places(of: Sums) -> list[Any]:
         return [
-            step(start, (to_row, row), (lane, panel * vec.lanes), (to_gate, gate))
+            step(of.memory, (of.row, row), (lane, panel * vec.lanes), (of.gate, gate))
             for row in range(rows)
             for panel in range(panels)
             for gate in range(gates)
         ]
 
     # Sums may lie in the third-level cache (of weight gradients of many units they do), and are
-    # needed after the last round: asked for before a long first one, they are there by then.
-    starts = places(o.S, o.s_row, o.s_gate)
-    if len(starts) >= _MANY_SUMS:
-        with builder.if_then(builder.icmp_signed(">=", o.K, integer(_LONG_BLOCK))):
+    # needed after the last round: prefetched before a long first one, they are there by then.
+    starts = places(o.start)
+    if len(starts) >= MANY_SUMS:
+        with builder.if_then(builder.icmp_signed(">=", o.K, integer(LONG_BLOCK))):
             for start in starts:
                 prefetch(builder, start)
 
@@ -135,55 +153,57 @@ def emit_tile(
     everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vec.lanes), [0] * vec.lanes)
     undefined = ir.Constant(vec.ir, ir.Undefined)
 
-    results = places(o.C, o.c_row, o.c_gate)
+    results = places(o.sums)
     with _count_up(builder, o.chunks, "chunk") as (chunk, carry_chunk):
-        outer = [carry_chunk(first) for first in (o.B, *([] if ahead is None else [ahead.start]))]
-        # Of the chunk and of its block: the first element; and what is left of the block.
-        a_chunk, a_block, left = map(carry_chunk, (o.A, o.A, o.K))
-        o = o._replace(a_row=_renamed(builder, o.a_row), b_panel=_renamed(builder, o.b_panel))
+        first_places = [o.panels.memory] if ahead is None else [o.panels.memory, ahead.start]
+        outer = [carry_chunk(place) for place in first_places]
+        # Of the chunk and of its segment: the first factor; and what is left of the segment.
+        first = o.factors.memory
+        chunk_start, segment_start, left = map(carry_chunk, (first, first, o.K))
+        to_row, to_panel = _renamed(builder, o.factors.row), _renamed(builder, o.panels.panel)
         if ahead is not None:
             advance = _renamed(builder, ahead.advance)
         is_short = builder.icmp_signed("<", left[0], integer(CHUNK))
         count = builder.select(is_short, left[0], integer(CHUNK))
         with _count_up(builder, count, "k") as (_, carry):
             inner = [carry(zero) for _ in starts]
-            b, *fetched = [carry(value) for value, _ in outer]
-            a, a_next = carry(a_chunk[0])
+            b, *prefetched = [carry(value) for value, _ in outer]
+            factor, next_factor = carry(chunk_start[0])
 
             def weight(number: int) -> Any:
                 panel, gate = divmod(number, gates)
-                return load(builder, vec, step(b[0], (o.b_panel, panel), (lane, gate * vec.lanes)))
+                return load(builder, vec, step(b[0], (to_panel, panel), (lane, gate * vec.lanes)))
 
             def broadcast(row: int) -> Any:
-                scalar = builder.load(step(a, (o.a_row, row)))
-                first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-                return builder.shuffle_vector(first, undefined, everywhere)
+                scalar = builder.load(step(factor, (to_row, row)))
+                alone = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+                return builder.shuffle_vector(alone, undefined, everywhere)
 
-            def add(row: int, number: int, operand: Any, factor: Any) -> None:
+            def add(row: int, number: int, operand: Any, vector: Any) -> None:
                 total, following = inner[row * panels * gates + number]
-                following.append(multiply_add(builder, vec, operand, factor, total))
+                following.append(multiply_add(builder, vec, operand, vector, total))
 
             # Registers hold the shorter side of the tile, while the longer one passes: with both
             # they would not suffice, and sums would go to the stack and back in each round.
             if 1 < rows < panels * gates:
                 operands = [broadcast(row) for row in range(rows)]
                 for number in range(panels * gates):
-                    factor = weight(number)
+                    vector = weight(number)
                     for row, operand in enumerate(operands):
-                        add(row, number, operand, factor)
+                        add(row, number, operand, vector)
             else:
-                factors = [weight(number) for number in range(panels * gates)]
+                vectors = [weight(number) for number in range(panels * gates)]
                 for row in range(rows):
                     operand = broadcast(row)
-                    for number, factor in enumerate(factors):
-                        add(row, number, operand, factor)
+                    for number, vector in enumerate(vectors):
+                        add(row, number, operand, vector)
             if ahead is not None:
-                place, following = fetched[0]
+                place, following = prefetched[0]
                 prefetch(builder, place, level=2)
                 following.append(builder.gep(place, [advance]))
-            a_next.append(builder.gep(a, [o.a_k]))
-            b[1].append(step(b[0], (o.b_k, 1)))
-        for (_, result), (_, following) in zip([b, *fetched], outer, strict=True):
+            next_factor.append(builder.gep(factor, [o.factors.k]))
+            b[1].append(step(b[0], (o.panels.k, 1)))
+        for (_, result), (_, following) in zip([b, *prefetched], outer, strict=True):
             following.extend(result)
         is_first = builder.icmp_signed("==", chunk, integer(0))
         for start, result, (_, (total,)) in zip(starts, results, inner, strict=True):
@@ -191,7 +211,7 @@ def emit_tile(
             store(builder, vec, builder.fadd(before, total), result)
         rest = builder.sub(left[0], count)
         is_done = builder.icmp_signed("==", rest, integer(0))
-        next_block = builder.gep(a_block[0], [o.a_block])
-        a_chunk[1].append(builder.select(is_done, next_block, a_next[0]))
-        a_block[1].append(builder.select(is_done, next_block, a_block[0]))
+        next_segment = builder.gep(segment_start[0], [o.factors.segment])
+        chunk_start[1].append(builder.select(is_done, next_segment, next_factor[0]))
+        segment_start[1].append(builder.select(is_done, next_segment, segment_start[0]))
         left[1].append(builder.select(is_done, o.K, rest))

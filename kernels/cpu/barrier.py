@@ -1,13 +1,14 @@
-"""Threads that share the units of every step: how they find each other, and how they wait.
+"""The barrier of a thread team: threads that share the units of every step.
 
 Few rows with large weights are split by units, so each thread must see all of h before the next
 product. A parallel region a step would cost 1 to 3 µs; here the threads of one region wait for each
 other at a barrier inside the kernel, 0.03 to 0.1 µs.
 
 Nobody may wait for a thread that might never come: a pool may give fewer threads than asked for, or
-run several shares one after another on one thread. So a team forms at the entrance. Whoever comes
-joins; the first one waits a little for the others and closes the team; later ones find it closed
-and leave. All members are then running threads, and any number of them computes the same bits.
+run several shares one after another on one thread. So a team forms when its threads begin. Whoever
+comes joins; the first one waits a little for the others and closes the team; later ones find it
+closed and leave. All members are then running threads, and any number of them computes the same
+bits.
 """
 
 import sys
@@ -18,17 +19,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .simd import CACHE_LINE, element_pointer, inlined, prefetch, target
+from .simd import element_pointer, inlined, prefetch, target
+from .tuning import CACHE_LINE, PATIENCE, YIELD_AFTER
 
-# Words of a meeting place, on cache lines of their own.
+# Words of a barrier, on cache lines of their own.
 _JOINED, _MEMBERS, _ARRIVED = 0, 16, 32
-MEETING_WORDS = 48
+BARRIER_WORDS = 48
 _CLOSED = 1 << 32
-
-# How often the first one looks for the others: 50 to 200 µs, in which a sleeping thread wakes.
-_PATIENCE = 5000
-# How often a waiting member looks before it lets another thread have its core.
-_YIELD_AFTER = 2000
 
 
 def _word(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -91,56 +88,56 @@ def _yield_core(typing: Any) -> Any:
 class Share(NamedTuple):
     """A thread's part of the work."""
 
-    block: int  # its block of rows in the first turn; negative if it came too late
-    stride: int  # blocks a turn, one for each worker, or one for all
-    area: int  # whose part of the workspace holds what those who share a block share
-    rank: int  # its number among those that share a block
-    members: int  # how many share it
+    row_block: int  # its block of rows in the first turn; negative if it came too late
+    stride: int  # row blocks a turn, one for each worker, or one for all
+    area: int  # whose part of the workspace holds what a team shares
+    rank: int  # its number in its team
+    members: int  # how many the team has
 
 
 @register_jitable
 def _look_again(looks):
     """Wait a moment, after so many looks."""
     _pause()
-    if looks % _YIELD_AFTER == _YIELD_AFTER - 1:
+    if looks % YIELD_AFTER == YIELD_AFTER - 1:
         _yield_core()
 
 
 @register_jitable
-def join(meeting, worker, workers):
-    """A worker's share: blocks of its own, or, where there is a meeting place, part of each."""
-    # meeting (MEETING_WORDS,) zeros, or empty
-    if len(meeting) == 0:
+def join(barrier, worker, workers):
+    """A worker's share: blocks of its own, or, where there is a barrier, part of each."""
+    # barrier (BARRIER_WORDS,) zeros, or empty
+    if len(barrier) == 0:
         return Share(worker, workers, worker, 0, 1)
-    rank = _atomic_add(meeting, _JOINED, 1)
+    rank = _atomic_add(barrier, _JOINED, 1)
     if rank >= _CLOSED:
         return Share(-1, 1, 0, 0, 1)
     if rank == 0:
         looks = 0
-        while _atomic_load(meeting, _JOINED) < workers and looks < _PATIENCE:
+        while _atomic_load(barrier, _JOINED) < workers and looks < PATIENCE:
             _pause()
             looks += 1
-        _atomic_add(meeting, _MEMBERS, _atomic_add(meeting, _JOINED, _CLOSED))
+        _atomic_add(barrier, _MEMBERS, _atomic_add(barrier, _JOINED, _CLOSED))
     looks = 0
-    members = _atomic_load(meeting, _MEMBERS)
+    members = _atomic_load(barrier, _MEMBERS)
     while members == 0:
         _look_again(looks)
         looks += 1
-        members = _atomic_load(meeting, _MEMBERS)
+        members = _atomic_load(barrier, _MEMBERS)
     # The same thread should have the same units in every call: its cache holds their weights.
     return Share(0, 1, 0, worker if members == workers else rank, members)
 
 
 @register_jitable
-def meet(meeting, members):
-    """Wait until all members have come here."""
-    # meeting (MEETING_WORDS,), or empty if there is one member
+def wait(barrier, members):
+    """Wait until all members of the team have come here."""
+    # barrier (BARRIER_WORDS,), or empty if there is one member
     if members == 1:
         return
     # Nobody comes a second time before all have come once, so this counts the rounds.
-    everyone = (_atomic_add(meeting, _ARRIVED, 1) // members + 1) * members
+    everyone = (_atomic_add(barrier, _ARRIVED, 1) // members + 1) * members
     looks = 0
-    while _atomic_load(meeting, _ARRIVED) < everyone:
+    while _atomic_load(barrier, _ARRIVED) < everyone:
         _look_again(looks)
         looks += 1
 
@@ -152,29 +149,30 @@ def turns(share, blocks):
 
 
 @register_jitable
-def block_of(share, turn):
+def row_block_of(share, turn):
     """A worker's block of rows in one turn; there may be none with that number.
 
     Blocks go round there and back: the first ones have the longest rows.
     """
-    return turn * share.stride + (share.stride - 1 - share.block if turn % 2 else share.block)
+    return turn * share.stride + (
+        share.stride - 1 - share.row_block if turn % 2 else share.row_block
+    )
 
 
 @intrinsic
-def _prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Ask for a cache line of a flat array."""
+def _prefetch(typing: Any, memory: Any, index: Any) -> Any:
+    """Prefetch a cache line of flat memory."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        prefetch(builder, _word(context, builder, sig, args))
+        prefetch(builder, element_pointer(context, builder, sig.args[0], *args))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), emit
+    return types.void(memory, types.intp), emit
 
 
 @inlined
-def fetch(array, start, count):
-    """Ask for all that others wrote at once: read one by one, each line would be waited for."""
-    # array flat
-    line = CACHE_LINE // array.itemsize
-    for at in range(start, start + count, line):
-        _prefetch(array, at)
+def prefetch_run(memory, start, count, itemsize):
+    """Prefetch what others wrote, all at once: read one by one, each line would be waited for."""
+    # memory: pointer
+    for at in range(start, start + count, CACHE_LINE // itemsize):
+        _prefetch(memory, at)

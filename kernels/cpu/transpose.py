@@ -1,4 +1,4 @@
-"""Squares of a matrix of any strides: as many rows as a vector has lanes, one vector a row."""
+"""Square parts of a matrix of any strides, one vector a row, and their transposition."""
 
 from collections.abc import Callable
 from typing import Any
@@ -125,19 +125,21 @@ def store_square(
 
 
 @intrinsic
-def store_leading(typing: Any, array: Any, start: Any, stride: Any, count: Any, group: Any) -> Any:
+def store_leading(
+    typing: Any, array: Any, start: Any, stride: Any, count: Any, vectors: Any
+) -> Any:
     """Store the first `count` of a tuple of vectors `stride` elements apart in a flat array."""
     vec = vec_of(array)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        for number, value in enumerate(cgutils.unpack_tuple(builder, args[4], len(group))):
+        for number, value in enumerate(cgutils.unpack_tuple(builder, args[4], len(vectors))):
             with builder.if_then(builder.icmp_signed(">", args[3], args[3].type(number))):
                 index = builder.add(args[1], builder.mul(args[2], args[2].type(number)))
                 pointer = element_pointer(context, builder, sig.args[0], args[0], index)
                 store(builder, vec, value, pointer)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, types.intp, group), emit
+    return types.void(array, types.intp, types.intp, types.intp, vectors), emit
 
 
 @intrinsic
@@ -148,7 +150,7 @@ def transposed(typing: Any, square: Any) -> Any:
         lanes = len(square)
         vectors = cgutils.unpack_tuple(builder, args[0], lanes)
         swap = 1
-        while swap < lanes:  # off the diagonal, squares of so many lanes change places
+        while swap < lanes:  # off the diagonal, tiles of so many lanes change places
             upper = [lanes + (j ^ swap) if j & swap else j for j in range(lanes)]
             lower = [lanes + j if j & swap else j ^ swap for j in range(lanes)]
             for i in range(lanes):

@@ -1,0 +1,326 @@
+"""What a cell is: its gates, its weights, and its equations, forward and backward.
+
+All equations of a recurrent cell are elementwise over hidden units, except its products and its
+normalisers. A cell is therefore a list of *phases*: a phase forms one recurrent product, then
+applies a pointwise function to its pre-activations. Drivers know phases, not cells. For one time
+step and each phase:
+
+    a_j = bias_j + W_j x + U_j operand(h, values)       the phase's pre-activations
+    state, new_values = forward(a, state, values)       pointwise, one call per unit
+    values = values + new_values                        seen by the later phases and by backward
+
+and, backward, the phases in reverse:
+
+    da, dstate, dvalues = backward(h, values, dstate, dvalues)
+    dh, dv = operand.gradient(h, values, sum_j U_j^T da_j);  dstate[0] += dh;  dvalues += dv
+
+Here `h` is the state's first member before the step, which only the last phase changes: the only
+part of the state that backward is given, because the output sequence already holds it. Whatever
+else backward needs, forward returns among its values. `backward` receives the values of its own and
+all earlier phases with their gradients so far, and returns the gradients of the earlier phases'
+values alone. `dstate` comes in as the gradient of the state after the phase and leaves as that of
+the state before it, the path through the recurrent product excepted.
+
+Two things stand in the place of a weighted sum: a `UnitWeight`, a weight with one number a unit,
+and a `StepInput`, a number that the user gives for each sample and time step. To the equations they
+are elements of `a` like any other, with a gradient like any other.
+
+A cell may normalise: the input parts of all gates over the batch (`BatchNorm`), the recurrent parts
+of a phase over a row's units (`LayerNorm`). The equations see what is normalised.
+
+The functions are compiled for vectors of units (CPU) and for single units (GPU), and run as plain
+Python; they use tuples, arithmetic and `primitives`, nothing else.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .initial import Initial, uniform
+
+# Kinds of weights: what a weight does, and with that its shape, for the gates that it covers.
+INPUT = "input"  # (gates * H, I): multiplies x
+RECURRENT = "recurrent"  # (gates * H, H): multiplies the operand of the gate's phase
+BIAS = "bias"  # (gates * H,): is added to a pre-activation
+UNIT = "unit"  # (gates * H,): a number of each unit, which the equations take
+NORM_SCALE = "norm scale"  # (gates * H,): of batch norm, likewise the next ones
+NORM_SHIFT = "norm shift"
+NORM_MEAN = "norm mean"  # running statistics
+NORM_VARIANCE = "norm variance"
+
+_MATRICES = INPUT, RECURRENT
+_OPTIONAL = BIAS, NORM_SHIFT
+_STATISTICS = NORM_MEAN, NORM_VARIANCE
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One array of a layer's weights: a row of the cell's table.
+
+    Attributes
+    ----------
+    name : str
+        Of the array, as users see it: ``weight_ih``.
+    kind : str
+        One of the kinds above.
+    gates : tuple of str
+        Gates whose rows it stacks, in this order.
+    part : str
+        Of a bias: the part of a gate, INPUT or RECURRENT, that it is added to, where the two are
+        used apart.
+    initial : callable
+        Draws initial values: ``initial(rng, shape, hidden_size)``.
+    """
+
+    name: str
+    kind: str
+    gates: tuple[str, ...]
+    part: str = INPUT
+    initial: Initial = uniform
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it multiplies, and so has columns."""
+        return self.kind in _MATRICES
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether ``bias=False`` leaves it out."""
+        return self.kind in _OPTIONAL
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether it has a gradient."""
+        return self.kind not in _STATISTICS
+
+    def shape(self, input_size: int, hidden_size: int) -> tuple[int, ...]:
+        """Shape of the array."""
+        rows = len(self.gates) * hidden_size
+        if not self.is_matrix:
+            return (rows,)
+        return rows, input_size if self.kind == INPUT else hidden_size
+
+
+@dataclass(frozen=True)
+class PreActivation:
+    """One weighted sum of a gate: its input part, its recurrent part, both in one sum, or a bias.
+
+    A gate whose parts are used apart (the candidate of a reset-after GRU) has two of these.
+    """
+
+    gate: str
+    input: bool = True
+    recurrent: bool = True
+
+
+@dataclass(frozen=True)
+class UnitWeight:
+    """A weight of kind UNIT: its number for a unit, by the weight's name and one of its gates."""
+
+    weight: str
+    gate: str
+    input: bool = False
+    recurrent: bool = False
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """A number that the user gives for each sample and time step, the same for all units."""
+
+    name: str
+    input: bool = False
+    recurrent: bool = False
+
+
+Term = PreActivation | UnitWeight | StepInput
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """What a phase's recurrent weights multiply, from the previous h and earlier phases' values.
+
+    ``gradient(h, values, d)`` returns the contributions to dh and to the gradients of the leading
+    values (of as many of them as it returns).
+    """
+
+    value: Callable[[Any, Any], Any]
+    gradient: Callable[[Any, Any, Any], Any]
+
+
+def _hidden(h: Any, values: Any) -> Any:
+    return h
+
+
+def _hidden_gradient(h: Any, values: Any, d: Any) -> Any:
+    return d, ()
+
+
+HIDDEN = Operand(_hidden, _hidden_gradient)
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Normalisation of the input parts W x of all gates, over the valid steps of a batch.
+
+    ``scale * (a - mean) / sqrt(variance + eps) + shift``, with the biased variance; the unbiased
+    one goes into the running variance. Its weights have the gates of the input weights.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.05  # of the running statistics: how much of the new ones they take
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Normalisation of a phase's recurrent sums over the gates and units of a row, jointly.
+
+    ``(u - mean) / sqrt(variance + eps)``, with the biased variance.
+    """
+
+    eps: float = 1e-5
+
+
+def _rank(term: Term) -> tuple[bool, bool]:
+    """Order of terms: what no product feeds, what x feeds, what both do, what the operand does."""
+    return term.recurrent, not term.input if term.recurrent else term.input
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """One recurrent product and the pointwise function that follows it.
+
+    Pre-activations are listed in this order: those that no product feeds, input parts, sums,
+    recurrent parts. So those which the input feeds are a run and those which the operand feeds a
+    trailing one: each product writes one contiguous part of a row.
+    """
+
+    pre_activations: tuple[Term, ...]
+    values: tuple[str, ...]
+    forward: Callable[[Any, Any, Any], Any]
+    backward: Callable[[Any, Any, Any, Any], Any]
+    operand: Operand = HIDDEN
+    norm: LayerNorm | None = None
+
+    def __post_init__(self) -> None:
+        order = [_rank(term) for term in self.pre_activations]
+        if order != sorted(order):
+            raise ValueError(
+                "pre-activations: expected those without products, then input parts, then sums, "
+                f"then recurrent parts; got {self.pre_activations}"
+            )
+        if self.norm and (True, False) in order:
+            raise ValueError(
+                "pre-activations: expected recurrent parts apart from input parts in a phase that "
+                f"normalises them; got {self.pre_activations}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A recurrent cell.
+
+    Attributes
+    ----------
+    name : str
+        Name by which users select it.
+    gates : tuple of str
+        Gates in the order in which the weights stack their rows.
+    states : tuple of str
+        Members of the state; the first is the output h.
+    weights : tuple of Weight
+        The weights of one layer and direction, in the order in which users see them.
+    phases : tuple of Phase
+        The equations.
+    source : str
+        Where the equations come from.
+    norm : BatchNorm, optional
+        How the input parts are normalised, if they are.
+    """
+
+    name: str
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    weights: tuple[Weight, ...]
+    phases: tuple[Phase, ...]
+    source: str
+    norm: BatchNorm | None = None
+
+    def __post_init__(self) -> None:
+        for kind in (INPUT, RECURRENT):
+            fed = [t.gate for t in self.sums if getattr(t, kind)]
+            covered = self.gates_of(kind)
+            if sorted(fed) != sorted(covered):
+                raise ValueError(
+                    f"cell {self.name!r}: expected one {kind} part for each gate of the {kind} "
+                    f"weights {covered}, got {fed}"
+                )
+        # So that the recurrent weights of each phase are a run of rows, in the phase's order.
+        if fed != list(covered):
+            raise ValueError(
+                f"cell {self.name!r}: expected recurrent parts in the order of {covered}, got {fed}"
+            )
+        for weight in self.weights:
+            if not set(weight.gates) <= set(self.gates):
+                raise ValueError(
+                    f"cell {self.name!r}, {weight.name}: expected gates of {self.gates}, "
+                    f"got {weight.gates}"
+                )
+        if len(self.step_inputs) > 1:
+            raise ValueError(
+                f"cell {self.name!r}: expected at most one step input, got {self.step_inputs}"
+            )
+
+    @functools.cached_property
+    def pre_activations(self) -> tuple[Term, ...]:
+        """Those of all phases, in order."""
+        return tuple(p for phase in self.phases for p in phase.pre_activations)
+
+    @functools.cached_property
+    def sums(self) -> tuple[PreActivation, ...]:
+        """The weighted sums among them."""
+        return tuple(t for t in self.pre_activations if isinstance(t, PreActivation))
+
+    @functools.cached_property
+    def step_inputs(self) -> tuple[str, ...]:
+        """Names of what the user gives for each step, beside x."""
+        return tuple(dict.fromkeys(t.name for t in self.pre_activations if type(t) is StepInput))
+
+    @functools.cached_property
+    def input_gates(self) -> tuple[str, ...]:
+        """Gates that have input weights, in the order of their rows."""
+        return self.gates_of(INPUT)
+
+    @functools.cached_property
+    def recurrent_gates(self) -> tuple[str, ...]:
+        """Gates that have recurrent weights, in the order of their rows."""
+        return self.gates_of(RECURRENT)
+
+    def weight_of(self, kind: str) -> Weight | None:
+        """The weight of a kind of which a cell has one at most; None if it has none."""
+        return next((w for w in self.weights if w.kind == kind), None)
+
+    def gates_of(self, kind: str) -> tuple[str, ...]:
+        """Gates that the weight of a kind covers."""
+        weight = self.weight_of(kind)
+        return () if weight is None else weight.gates
+
+    @functools.cached_property
+    def num_values(self) -> int:
+        """Values that one unit saves a step, those for normalisers left out."""
+        return sum(len(phase.values) for phase in self.phases)
+
+    @functools.cached_property
+    def can_lack_biases(self) -> bool:
+        """Whether every gate has something but a bias."""
+        return all(term.input or term.recurrent for term in self.sums)
+
+    def weights_with(self, bias: bool) -> tuple[Weight, ...]:
+        """The weights, without the optional ones if there is no bias."""
+        return tuple(w for w in self.weights if bias or not w.is_optional)
+
+    def weight_shapes(
+        self, input_size: int, hidden_size: int, bias: bool
+    ) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight of one layer and direction, by name; absent weights are left out."""
+        return {w.name: w.shape(input_size, hidden_size) for w in self.weights_with(bias)}

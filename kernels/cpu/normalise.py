@@ -1,0 +1,250 @@
+"""Normalisers: of a row's recurrent sums, and of input parts over a batch.
+
+See `LayerNorm` and `BatchNorm`. Sums are float64, in a fixed order: what is summed does not depend
+on threads or on how rows are taken. A batch norm needs the input parts of all rows before the first
+step, and all gradients before those of W and of x; they are computed anew for it, block by block,
+which needs no memory for all of them. Forward runs with the norm folded into the weights.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, register_jitable
+
+from .calling import call_at, record
+from .float_mode import enter_ieee_mode, restore_mode
+from .product import Extent, Factors, Panels, Prefetch, Sums
+from .rows import load_row, step_of, time_index
+from .simd import make_sweeps, pointer
+from .tuning import BLOCK_ROWS
+
+
+def word_of(value: float) -> int:
+    """A float64 as a word of a kernel's table."""
+    return int(np.float64(value).view(np.int64))
+
+
+@intrinsic
+def float_of(typing, word):
+    """The float64 that a word of a table holds."""
+
+    def emit(context, builder, sig, args):
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.intp), emit
+
+
+@register_jitable
+def normalise_rows(u, values, rows, gates, H, eps):
+    """Replace sums by normalised ones, and keep these and one over their deviation."""
+    # u: Strided, the sums (rows, gates, units); values: Strided, those of the normaliser
+    count = gates * H
+    for row in range(rows):
+        total = 0.0
+        for gate in range(gates):
+            start = row * u.row + gate * u.member
+            for j in range(H):
+                total += u.memory[start + j]
+        mean = total / count
+        squares = 0.0
+        for gate in range(gates):
+            start = row * u.row + gate * u.member
+            for j in range(H):
+                distance = u.memory[start + j] - mean
+                squares += distance * distance
+        scale = 1.0 / np.sqrt(squares / count + eps)
+        for gate in range(gates):
+            start = row * u.row + gate * u.member
+            kept = row * values.row + gate * values.member
+            for j in range(H):
+                normalised = (u.memory[start + j] - mean) * scale
+                u.memory[start + j] = normalised
+                values.memory[kept + j] = normalised
+        values.memory[row * values.row + gates * values.member] = scale
+
+
+@register_jitable
+def normalise_rows_backward(d, values, rows, gates, H):
+    """Turn gradients of normalised sums into those of the sums."""
+    # d: Strided (rows, gates, units); values: Strided, what `normalise_rows` kept
+    count = gates * H
+    for row in range(rows):
+        total, along = 0.0, 0.0
+        for gate in range(gates):
+            start, kept = row * d.row + gate * d.member, row * values.row + gate * values.member
+            for j in range(H):
+                total += d.memory[start + j]
+                along += d.memory[start + j] * values.memory[kept + j]
+        mean, slope = total / count, along / count
+        scale = values.memory[row * values.row + gates * values.member]
+        for gate in range(gates):
+            start, kept = row * d.row + gate * d.member, row * values.row + gate * values.member
+            for j in range(H):
+                own = d.memory[start + j] - mean - values.memory[kept + j] * slope
+                d.memory[start + j] = own * scale
+
+
+class NormPlan(NamedTuple):
+    """What the kernels of a batch norm are told of a layer; lengths in elements."""
+
+    phases: int  # how many `NormPhase`s follow; then for each input part the number of its gate
+    H: int
+    unit: int  # of `layout.Rows`, likewise the next ones
+    x_row: int
+    pre_row: int
+    d_row: int
+
+
+class NormPhase(NamedTuple):
+    """The input parts of a phase."""
+
+    first: int  # its first pre-activation that x feeds, in a row
+    inputs: int  # how many x feeds
+    product: int  # address of the product with so many gates
+    weights: int  # where they lie in packed weights
+    first_gate: int  # where their gates are in the table
+
+
+_PLAN, _PHASE = len(NormPlan._fields), len(NormPhase._fields)
+
+
+def norm_worker_size(x_row: int, pre_row: int) -> int:
+    """Elements of workspace that the kernels of a batch norm need."""
+    return BLOCK_ROWS * (x_row + pre_row)
+
+
+def _make_input_parts(lanes: int) -> Callable[..., None]:
+    """Build W x of a block of packed rows, in the workspace after the rows of x."""
+    fill_zero, _ = make_sweeps(lanes)
+
+    def input_parts(table, order, lengths, offset, x, reverse, packed, begin, rows, work):
+        # x: (N, T, I), any strides; packed: pointer to packed weights; work: pointer
+        plan = record(NormPlan, table, 0)
+        I = x.shape[2]
+        step = step_of(offset, begin)
+        for i in range(rows):
+            while begin + i >= offset[step + 1]:
+                step += 1
+            row = begin + i - offset[step]
+            t = time_index(step, lengths[row], reverse)
+            load_row(x, order[row], t, 0, work, i * plan.x_row, I)
+        pre = BLOCK_ROWS * plan.x_row
+        fill_zero(work, pre, rows * plan.pre_row)
+        for number in range(plan.phases):
+            phase = record(NormPhase, table, _PLAN + number * _PHASE)
+            if phase.inputs > 0:
+                sums = Sums(pointer(work, pre + phase.first), plan.pre_row, plan.unit)
+                panels = pointer(packed, phase.weights)
+                call_at(
+                    phase.product,
+                    sums,
+                    sums,
+                    Factors(work, plan.x_row, 0, 1),
+                    Panels(panels, I * phase.inputs * lanes, phase.inputs * lanes),
+                    Prefetch(panels, panels, 0, 0),
+                    Extent(1, I, rows, plan.unit // lanes),
+                )
+
+    return register_jitable(input_parts)
+
+
+def make_statistics(lanes: int) -> Callable[..., None]:
+    """Build the statistics of input parts over all packed rows, blocks of them joined in order."""
+    input_parts = _make_input_parts(lanes)
+
+    def statistics(
+        norm_table,  # a NormPlan, a NormPhase for each phase, and gates
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        x,  # (N, T, I), any strides
+        reverse,
+        packed,  # flat, packed weights
+        norm,  # (2, normalised gates * H) float64: mean, and variance times the rows; written
+        workspace,  # flat
+    ):
+        mode = enter_ieee_mode()
+        plan = record(NormPlan, norm_table, 0)
+        weights, work = pointer(packed, 0), pointer(workspace, 0)
+        norm[:] = 0.0
+        for begin in range(0, offset[-1], BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, offset[-1] - begin)
+            input_parts(norm_table, order, lengths, offset, x, reverse, weights, begin, rows, work)
+            joined = begin + rows
+            for number in range(plan.phases):
+                phase = record(NormPhase, norm_table, _PLAN + number * _PHASE)
+                for term in range(phase.inputs):
+                    column = norm_table[phase.first_gate + term] * plan.H
+                    for j in range(plan.H):
+                        at = BLOCK_ROWS * plan.x_row + phase.first + term * plan.unit + j
+                        total = 0.0
+                        for i in range(rows):
+                            total += work[at + i * plan.pre_row]
+                        mean = total / rows
+                        squares = 0.0
+                        for i in range(rows):
+                            distance = work[at + i * plan.pre_row] - mean
+                            squares += distance * distance
+                        moved = mean - norm[0, column + j]
+                        norm[0, column + j] += moved * rows / joined
+                        norm[1, column + j] += squares + moved * moved * begin * rows / joined
+        restore_mode(mode)
+
+    return statistics
+
+
+def make_input_norm_backward(lanes: int) -> Callable[..., None]:
+    """Build what turns gradients of normalised input parts into those of W x, of all packed rows.
+
+    With g the gradient of ``scale * a + shift``, a normalised: the gradient of W x is
+    ``scale / deviation * (g - mean of g - a * mean of g a)``.
+    """
+    input_parts = _make_input_parts(lanes)
+
+    def input_norm_backward(
+        norm_table,  # a NormPlan, a NormPhase for each phase, and gates
+        order,  # (N,) sample of each sorted row
+        lengths,  # (N,) steps of each sorted row
+        offset,  # (T + 1,) packed rows before each step
+        x,  # (N, T, I), any strides
+        reverse,
+        packed,  # flat, packed weights
+        norm,  # (5, normalised gates * H) float64: mean, one over the deviation, scale; gradients
+        #        of scale and shift, written
+        d,  # (packed rows * d_row,) gradients of pre-activations, of which input parts change
+        workspace,  # flat
+    ):
+        plan = record(NormPlan, norm_table, 0)
+        weights, work = pointer(packed, 0), pointer(workspace, 0)
+        total = offset[-1]
+        norm[3:] = 0.0
+        for is_second in range(2):  # first the sums over all rows, then what is made with them
+            for begin in range(0, total, BLOCK_ROWS):
+                rows = min(BLOCK_ROWS, total - begin)
+                input_parts(
+                    norm_table, order, lengths, offset, x, reverse, weights, begin, rows, work
+                )
+                for number in range(plan.phases):
+                    phase = record(NormPhase, norm_table, _PLAN + number * _PHASE)
+                    for term in range(phase.inputs):
+                        gate = norm_table[phase.first_gate + term] * plan.H
+                        for j in range(plan.H):
+                            column = gate + j
+                            in_row = phase.first + term * plan.unit + j
+                            mean, over, scale = norm[0, column], norm[1, column], norm[2, column]
+                            at, to = BLOCK_ROWS * plan.x_row + in_row, begin * plan.d_row + in_row
+                            along, plain = norm[3, column], norm[4, column]
+                            for i in range(rows):
+                                a = (work[at + i * plan.pre_row] - mean) * over
+                                g = d[to + i * plan.d_row]
+                                if is_second == 1:
+                                    own = g - plain / total - a * along / total
+                                    d[to + i * plan.d_row] = scale * over * own
+                                else:
+                                    norm[3, column] += g * a
+                                    norm[4, column] += g
+
+    return input_norm_backward
