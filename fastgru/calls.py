@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backends import check_dtype, check_shape, common_library
+from .check import check_dtype, check_flag, check_shape, common_library, whole_number
 from .packed import Architecture, Packed
-from .params import Params, check_flag, whole_number
+from .params import Params
 
 State = Any  # an array, or for cells with more than one state a tuple of arrays
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .calls import Call, State, call_for, check_gradients, check_sequence, check_step
 from .packed import Packed, as_packed
-from .params import Params, Weights
+from .params import Params, Weights, arrays_of, params_like, weights_like
 
 
 class Gradients(NamedTuple):
@@ -273,13 +273,13 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
                 units = slice(d * H, (d + 1) * H)
                 own_y, own_dy = y[:, :, units], None if dy is None else dy[:, :, units]
             gradients = call.recurrences[number].backward(
-                weights._named, x, saved._initial, number * D + d, d == 1, own_y,
+                arrays_of(weights), x, saved._initial, number * D + d, d == 1, own_y,
                 saved._values[number][d], own_dy, dfinal, dx, dinitial,
             )  # fmt: skip
-            directions.append(weights._like(gradients))
+            directions.append(weights_like(weights, gradients))
         dlayers.append(tuple(directions))
         dy = dx
-    dparams = params._like(tuple(reversed(dlayers)))
+    dparams = params_like(params, tuple(reversed(dlayers)))
     return Gradients(layout.outer(dy), layout.outer_state(dinitial), dparams)
 
 

@@ -4,7 +4,8 @@ import functools
 from typing import Any
 
 from .backends import Backend, backend
-from .params import Params, cell_named
+from .check import cell_named
+from .params import Params, arrays_of
 
 
 class Architecture:
@@ -91,7 +92,7 @@ class Packed:
             layers = zip(self.architecture.packings, self.params.layers, strict=True)
             self._layouts = tuple(
                 [
-                    tuple([packing.pack(weights._named) for weights in layer])
+                    tuple([packing.pack(arrays_of(weights)) for weights in layer])
                     for packing, layer in layers
                 ]
             )
