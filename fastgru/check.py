@@ -1,4 +1,4 @@
-"""What refuses arguments: values, arrays and weights. For what `forward` takes see `calls`.
+"""What refuses arguments: values, arrays and weights. For what `forward` takes see `check_calls`.
 
 A check raises, or returns its argument as the type that the caller needs.
 """
