@@ -12,7 +12,7 @@ import numpy as np
 
 from .backends import KERNELS, library_of_type
 from .kernels.cells import CELLS, Cell
-from .names import named_arrays, parsed, suffix
+from .names import FULL_NAME, named_arrays, suffix
 
 # --- values ---------------------------------------------------------------------------------------
 
@@ -186,16 +186,17 @@ def common_device(name: str, arrays: Sequence[Any], device_of: Callable[[Any], A
 # --- weights --------------------------------------------------------------------------------------
 
 
-def check_weight(name: str, array: Any, names: Collection[str]) -> None:
-    """Refuse a weight that has none of these names, or that is neither an array nor None."""
-    if name not in names:
-        raise TypeError(f"{name}: expected a weight's name ({', '.join(names)})")
-    if array is not None:
-        library_of(name, array)
+def check_arrays(arrays: Mapping[str, Any], names: Collection[str]) -> None:
+    """Refuse weights that have none of these names, or that are neither arrays nor None."""
+    for name, array in arrays.items():
+        if name not in names:
+            raise TypeError(f"{name}: expected a weight's name ({', '.join(names)})")
+        if array is not None:
+            library_of(name, array)
 
 
-def check_weights(cell: Cell, layers: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse arrays, ``layers[layer][direction][name]``, that are not all weights of a stack.
+def check_weights(cell: Cell, layers: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """The library of ``layers[layer][direction][name]``, if they are all weights of a stack.
 
     Raises
     ------
@@ -210,7 +211,7 @@ def check_weights(cell: Cell, layers: Sequence[Sequence[Mapping[str, Any]]]) -> 
     named = named_arrays(layers)
     if "weight_ih_l0" not in named:
         raise ValueError(f"weight_ih_l0: missing (cell {cell.name!r})")
-    common_library(named)
+    library = common_library(named)
     first = named["weight_ih_l0"]
     check_dtype("weight_ih_l0", first.dtype)
     for key, array in named.items():
@@ -233,6 +234,7 @@ def check_weights(cell: Cell, layers: Sequence[Sequence[Mapping[str, Any]]]) -> 
             except ValueError as error:
                 raise ValueError(f"{error}{_other_cells(cell, layers[0][0])}") from None
         size = hidden_size * len(layer)
+    return library
 
 
 def _check_shapes(
@@ -275,14 +277,14 @@ def check_mapping(mapping: Any) -> None:
 
 def check_key(key: Any, names: Collection[str]) -> tuple[str, int, int]:
     """Name, layer and direction of a key of a mapping, if it is the full name of a weight."""
-    found = parsed(key)
-    if found is None or found[0] not in names:
+    match = FULL_NAME.fullmatch(key) if isinstance(key, str) else None
+    if match is None or match["name"] not in names:
         expected = ", ".join(f"{name}_l0" for name in names)
         raise ValueError(
             f"mapping: expected keys like {expected} (l0, l1, …; with _reverse for the "
             f"second direction), got {key!r}"
         )
-    return found
+    return match["name"], int(match["layer"]), int(match["reverse"] is not None)
 
 
 def check_places(found: Collection[tuple[int, int]], expected: Iterable[tuple[int, int]]) -> None:

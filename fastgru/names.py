@@ -6,7 +6,7 @@ from typing import Any
 
 from .kernels.cells import CELLS
 
-_FULL_NAME = re.compile(r"(?P<name>[a-z_]+)_l(?P<layer>0|[1-9][0-9]{0,8})(?P<reverse>_reverse)?")
+FULL_NAME = re.compile(r"(?P<name>[a-z_]+)_l(?P<layer>0|[1-9][0-9]{0,8})(?P<reverse>_reverse)?")
 
 
 def weight_names() -> list[str]:
@@ -28,11 +28,3 @@ def named_arrays(layers: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any
         for direction, arrays in enumerate(layer)
         for name, array in arrays.items()
     }
-
-
-def parsed(full_name: Any) -> tuple[str, int, int] | None:
-    """Name, layer and direction of a weight; None if that is no full name."""
-    match = _FULL_NAME.fullmatch(full_name) if isinstance(full_name, str) else None
-    if match is None:
-        return None
-    return match["name"], int(match["layer"]), int(match["reverse"] is not None)

@@ -174,5 +174,6 @@ def pack(params: Params | Packed) -> Packed:
     """
     if isinstance(params, Packed):
         return params
-    check_type("params", params, Params, Packed)
+    if not isinstance(params, Params):
+        check_type("params", params, Params, Packed)
     return Packed(params.map(backend(params.library).kernels.copy))

@@ -6,6 +6,7 @@ from typing import Any, NoReturn, Self
 from .backends import backend
 from .check import (
     cell_named,
+    check_arrays,
     check_callable,
     check_flag,
     check_key,
@@ -18,7 +19,6 @@ from .check import (
     check_size,
     check_structure,
     check_type,
-    check_weight,
     check_weights,
     library_of,
 )
@@ -49,8 +49,7 @@ class Weights:
 
     def __init__(self, **arrays: Any) -> None:
         names = weight_names()
-        for name, array in arrays.items():
-            check_weight(name, array, names)
+        check_arrays(arrays, names)
         self.__setstate__(dict.fromkeys(names) | arrays)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,7 +139,7 @@ class Params:
             _directions(f"layers[{number}]", layer)
             for number, layer in enumerate(check_members("layers", layers, "sequences of Weights"))
         )
-        check_weights(table, _by_name(stack))
+        library = check_weights(table, _by_name(stack))
         first = arrays_of(stack[0][0])
         rows, input_size = first["weight_ih"].shape
         vars(self).update(
@@ -150,7 +149,7 @@ class Params:
             hidden_size=rows // len(table.input_gates),
             bias="bias_ih" in first,
             dtype=first["weight_ih"].dtype,
-            library=library_of("weight_ih_l0", first["weight_ih"]),
+            library=library,
         )
 
     def _refuse(self, *args: Any) -> NoReturn:
