@@ -9,9 +9,10 @@
 """
 
 from .config import show_config
-from .ops import Gradients, Saved, backward, forward, forward_train, step
+from .ops import Gradients, backward, forward, forward_train, step
 from .packed import Packed, pack
 from .params import Params, Weights, cells, init_params
+from .saved import Saved
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import fastgru
 from fastgru import demo
 from fastgru.backends import backend
-from fastgru.params import cell_named
+from fastgru.check import cell_named
 
 
 def _at_least(minimum: int, text: str) -> int:

@@ -1,16 +1,17 @@
 """forward, forward_train, backward and step.
 
-Written once for all array libraries: `backends` finds the kernels, which know one layer and
-direction; `calls` checks arguments and runs layers and directions. Inside, every batch is
-(N, T, features); other layouts are views of it.
+Written once for all array libraries: `backends` finds the kernels, `calls` keeps what was prepared
+for arguments of a kind, once `check_calls` has accepted them, and `stack` runs layers and
+directions.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .calls import Call, State, call_for, check_gradients, check_sequence, check_step
-from .packed import Packed, as_packed
-from .params import Params, Weights
+from .calls import State, call_for, call_of_sequence, prepare_step, run_on
+from .packed import Packed, operands_of
+from .params import Params
+from .saved import Saved, kept_by
 
 
 class Gradients(NamedTuple):
@@ -27,68 +28,6 @@ class Gradients(NamedTuple):
     x: Any
     h0: State
     params: Params
-
-
-class Saved:
-    """What `backward` needs of a `forward_train`; refers to x, y and params without copying them.
-
-    Attributes
-    ----------
-    params : Params
-        The weights used.
-    """
-
-    __slots__ = "__weakref__", "_call", "_initial", "_packed", "_sequences", "_values"
-
-    def __init__(
-        self,
-        packed: Packed,
-        call: Call,
-        initial: tuple[Any, ...],
-        sequences: list[Any],  # x, then the outputs of every layer: (N, T, features)
-        values: list[list[Any]],  # [layer][direction], in the kernels' form
-    ) -> None:
-        self._packed, self._call, self._initial = packed, call, initial
-        self._sequences, self._values = sequences, values
-
-    @property
-    def params(self) -> Params:
-        return self._packed.params
-
-    def __reduce__(self) -> Any:
-        """Pickled with x, y, the weights and all values kept."""
-        call = self._call
-        if call.elsewhere is not None:
-            raise TypeError(
-                f"Saved of {call.architecture.backend.name} arrays cannot be pickled, as it holds "
-                "memory of their device: call backward in this process"
-            )
-        kinds = call.layout, call.N, call.T, call.precision, call.lengths
-        values = self._initial, self._sequences, self._values
-        return _restored, (self.params, kinds, _forms(call), values)
-
-    def __repr__(self) -> str:
-        return f"Saved({self.params!r})"
-
-
-def _forms(call: Call) -> list[Any]:
-    """What decides how the kernels lay out the values that they keep, for each layer."""
-    return [recurrence.form for recurrence in call.recurrences]
-
-
-def _restored(params: Params, kinds: Any, forms: list[Any], values: Any) -> Saved:
-    """`Saved` out of a pickle."""
-    layout, N, T, precision, lengths = kinds
-    packed = as_packed(params)
-    call = Call(packed.architecture, layout, N, T, precision)
-    if lengths is not None:
-        call = call.with_lengths(lengths)
-    if _forms(call) != forms:
-        raise ValueError(
-            "Saved was pickled on a CPU with vectors of another width, by which the values kept "
-            "are laid out: call backward on a machine of that kind"
-        )
-    return Saved(packed, call, *values)
 
 
 def forward(
@@ -158,21 +97,17 @@ def forward(
     other samples of the batch. For CuPy arrays the products are cuBLAS's, which sums in an order
     that depends on their sizes.
     """
-    packed = as_packed(params)
-    call = _call(packed, x, h0, lengths, time_major, precision)
-    if call.elsewhere and (device := call.elsewhere(packed, x=x, h0=h0)):
-        with device:
-            return forward(
-                x, params, h0, lengths=lengths, time_major=time_major, precision=precision
-            )
-    layout = call.layout
-    initial, layouts = call.inner_state(h0), packed.layouts
-    if call.D == 1:
-        final, y = call.run_plain(layout.inner(x), layouts, initial)
-    else:
-        final, (*_, y), _ = call.run(layout.inner(x), layouts, initial, keep=False)
-    if packed is not params:
-        packed.give_back()
+    operands = operands_of(params)
+    call = call_of_sequence(operands, x, h0, time_major, precision)
+    stack = call.stack if lengths is None else call.stack_with(lengths)
+    if call.elsewhere and (device := call.elsewhere(operands, x=x, h0=h0)):
+        options = {"lengths": lengths, "time_major": time_major, "precision": precision}
+        return run_on(device, forward, x, params, h0, **options)
+    layout, initial = call.layout, call.inner_state(h0)
+    layouts = operands.layouts or operands.lay_out()
+    final, y = stack.forward(layout.inner(x), layouts, initial)
+    if layouts is not operands.layouts:
+        operands.give_back(layouts)
     return layout.outer(y), layout.outer_state(final)
 
 
@@ -196,34 +131,24 @@ def forward_train(
         For `backward`. It refers to `x`, `y` and `params` without copying: change none of them
         before `backward`.
     """
-    packed = as_packed(params)
-    call = _call(packed, x, h0, lengths, time_major, precision)
-    if call.elsewhere and (device := call.elsewhere(packed, x=x, h0=h0)):
-        with device:
-            return forward_train(
-                x, params, h0, lengths=lengths, time_major=time_major, precision=precision
-            )
-    layout = call.layout
-    initial = call.inner_state(h0)
+    operands = operands_of(params)
+    call = call_of_sequence(operands, x, h0, time_major, precision)
+    stack = call.stack if lengths is None else call.stack_with(lengths)
+    if call.elsewhere and (device := call.elsewhere(operands, x=x, h0=h0)):
+        options = {"lengths": lengths, "time_major": time_major, "precision": precision}
+        return run_on(device, forward_train, x, params, h0, **options)
+    layout, initial = call.layout, call.inner_state(h0)
     if h0 is not None:  # callers carry the state on in place: backward must see what forward saw
         initial = tuple([member.copy() for member in initial])
-    final, sequences, kept = call.run(layout.inner(x), packed.layouts, initial, keep=True)
-    if packed is not params:
-        packed.give_back()
+    layouts = operands.layouts or operands.lay_out()
+    final, sequences, values = stack.forward_train(layout.inner(x), layouts, initial)
+    if layouts is not operands.layouts:
+        operands.give_back(layouts)
     y = layout.outer(sequences[-1])
     # Views of our own: a shape changed in place must not change what backward reads.
     sequences[0], sequences[-1] = sequences[0][:], sequences[-1][:]
-    saved = Saved(packed, call, initial, sequences, kept)
+    saved = Saved((operands, call, stack, initial, sequences, values))
     return y, layout.outer_state(final), saved
-
-
-def _call(packed: Packed, x: Any, h0: State, lengths: Any, time_major: Any, precision: Any) -> Call:
-    """The call for the arguments of `forward`."""
-    if time_major is False or time_major is True:
-        call = call_for(check_sequence, packed, x, h0, time_major, precision)
-    else:
-        call = check_sequence(packed, x, h0, time_major, precision)
-    return call if lengths is None else call.with_lengths(lengths)
 
 
 def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
@@ -250,37 +175,20 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
     TypeError, ValueError
         If a gradient is not of the library, dtype and shape of its array, or both are missing.
     """
-    if not isinstance(saved, Saved):
-        raise TypeError(f"saved: expected Saved, got {type(saved).__qualname__}")
-    packed, call, sequences = saved._packed, saved._call, saved._sequences
-    params, layout, xp, H, D = packed.params, call.layout, call.xp, call.H, call.D
-    check_gradients(call, packed, sequences[-1], dy, dh_n)
-    if call.elsewhere and (device := call.elsewhere(packed, dy=dy, dh_n=dh_n)):
-        with device:
-            return backward(saved, dy, dh_n)
-    dfinal = call.inner_gradient(dh_n)
-    if dy is not None:
-        dy = layout.inner(dy)
-    dinitial = call.new_state(xp.empty)
-    dlayers: list[tuple[Weights, ...]] = []
-    for number in reversed(range(params.num_layers)):
-        x, y = sequences[number : number + 2]
-        dx = layout.new_sequence(xp.zeros, call.N, call.T, x.shape[2], params.dtype)
-        directions = []
-        for d, weights in enumerate(params.layers[number]):
-            own_y, own_dy = y, dy
-            if D > 1:
-                units = slice(d * H, (d + 1) * H)
-                own_y, own_dy = y[:, :, units], None if dy is None else dy[:, :, units]
-            gradients = call.recurrences[number].backward(
-                weights._named, x, saved._initial, number * D + d, d == 1, own_y,
-                saved._values[number][d], own_dy, dfinal, dx, dinitial,
-            )  # fmt: skip
-            directions.append(weights._like(gradients))
-        dlayers.append(tuple(directions))
-        dy = dx
-    dparams = params._like(tuple(reversed(dlayers)))
-    return Gradients(layout.outer(dy), layout.outer_state(dinitial), dparams)
+    operands, call, stack, initial, sequences, values = kept_by(saved)
+    params, layout = operands.params, call.layout
+    call.check_gradients(params, sequences[-1], dy, dh_n)
+    if call.elsewhere and (device := call.elsewhere(operands, dy=dy, dh_n=dh_n)):
+        return run_on(device, backward, saved, dy, dh_n)
+    dx, dinitial, dparams = stack.backward(
+        params,
+        initial,
+        sequences,
+        values,
+        None if dy is None else layout.inner(dy),
+        call.inner_gradient(dh_n),
+    )
+    return Gradients(layout.outer(dx), layout.outer_state(dinitial), dparams)
 
 
 def step(
@@ -312,15 +220,16 @@ def step(
     TypeError, ValueError
         As for `forward`; ValueError also if `params` are bidirectional.
     """
-    packed = as_packed(params)
-    call = call_for(check_step, packed, x_t, h, False, precision)
-    if call.elsewhere and (device := call.elsewhere(packed, x_t=x_t, h=h)):
-        with device:
-            return step(x_t, params, h, precision=precision)
-    layouts = packed._layouts or packed.layouts  # the property takes 0.1 µs
-    final = call.run_step(x_t[call.as_sequence], layouts, h)
-    if packed is not params:
-        packed.give_back()
+    operands = operands_of(params)
+    call = call_for(prepare_step, operands, x_t, h, False, precision)
+    if call.elsewhere and (device := call.elsewhere(operands, x_t=x_t, h=h)):
+        return run_on(device, step, x_t, params, h, precision=precision)
+    layouts = operands.layouts or operands.lay_out()
+    # A user's state as the stack takes it: `inner_state`, or the same without its 0.1 µs.
+    initial = (h,) if call.takes_member and h is not None else call.inner_state(h)
+    final = call.stack.step(x_t[call.as_sequence], layouts, initial)
+    if layouts is not operands.layouts:
+        operands.give_back(layouts)
     if not call.layout.batched:
         final = tuple([member[:, 0] for member in final])
     return final[0][-1], final if len(final) > 1 else final[0]

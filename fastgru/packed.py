@@ -1,10 +1,14 @@
 """Weights laid out for the kernels."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from .backends import Backend, backend
-from .params import Params, cell_named
+from .check import cell_named, check_type, common_device
+from .params import Params, arrays_of
+
+Layouts = Sequence[Sequence[Any]]  # [layer][direction], in the form that the kernels take
 
 
 class Architecture:
@@ -57,20 +61,22 @@ class Architecture:
 _architecture = functools.lru_cache(maxsize=64)(Architecture)
 
 
-class Packed:
-    """Weights laid out for the kernels, made by `pack`; accepted wherever params are.
+class Operands:
+    """Params, and what calls need of them.
 
     Attributes
     ----------
     params : Params
-        The weights it was made from.
+    architecture : Architecture
+    layouts : sequence of sequence, or None
+        Of packed weights, which keep them; None where every call makes its own, by `lay_out`, and
+        returns them by `give_back`.
     """
 
+    __slots__ = "_device", "architecture", "layouts", "params"
+
     def __init__(self, params: Params) -> None:
-        if not isinstance(params, Params):
-            raise TypeError(f"params: expected Params, got {type(params).__qualname__}")
         self.params = params
-        self._layouts: tuple[tuple[Any, ...], ...] | None = None
         self.architecture = _architecture(
             params.cell,
             params.input_size,
@@ -80,24 +86,21 @@ class Packed:
             params.dtype,
             params.library,
         )
+        self.layouts: Layouts | None = None
+        self._device: Any = None
+
+    def lay_out(self) -> Layouts:
+        """Lay out the weights, in memory that is lent to whoever asks."""
+        layers = zip(self.architecture.packings, self.params.layers, strict=True)
+        return [[packing.pack(arrays_of(w)) for w in layer] for packing, layer in layers]
+
+    def give_back(self, layouts: Layouts) -> None:
+        """Return the memory of layouts that nobody reads any more."""
+        for packing, layer in zip(self.architecture.packings, layouts, strict=True):
+            for weights in layer:
+                packing.give_back(weights)
 
     @property
-    def layouts(self) -> tuple[tuple[Any, ...], ...]:
-        """``layouts[layer][direction]``, in the form that the backend's `forward` takes.
-
-        Made when first asked for: after all arguments of a call have been checked.
-        """
-        if self._layouts is None:
-            layers = zip(self.architecture.packings, self.params.layers, strict=True)
-            self._layouts = tuple(
-                [
-                    tuple([packing.pack(weights._named) for weights in layer])
-                    for packing, layer in layers
-                ]
-            )
-        return self._layouts
-
-    @functools.cached_property
     def device(self) -> Any:
         """Where the weights are, for libraries with devices.
 
@@ -106,24 +109,30 @@ class Packed:
         ValueError
             If they are on several.
         """
-        device_of = self.architecture.backend.kernels.device_of
-        arrays = [a for layer in self.params.layers for w in layer for _, a in w.items()]
-        device = device_of(arrays[0])
-        for other in map(device_of, arrays):  # CuPy's cannot be hashed
-            if other != device:
-                raise ValueError(
-                    f"params: expected all arrays on one device, got {device!r} and {other!r}"
-                )
-        return device
+        if self._device is None:
+            arrays = [a for layer in self.params.layers for w in layer for _, a in w.items()]
+            device_of = self.architecture.backend.kernels.device_of
+            self._device = common_device("params", arrays, device_of)
+        return self._device
 
-    def give_back(self) -> None:
-        """Let go of the layouts, which are made anew if they are asked for again."""
-        layouts, self._layouts = self._layouts, None
-        if layouts is None:
-            return
-        for packing, layer in zip(self.architecture.packings, layouts, strict=True):
-            for weights in layer:
-                packing.give_back(weights)
+
+class Packed:
+    """Weights laid out for the kernels, made by `pack`; accepted wherever params are.
+
+    Attributes
+    ----------
+    params : Params
+        The weights it was made from.
+    """
+
+    # Private: whoever gave these layouts back would lend out what calls of other threads read.
+    _operands: Operands
+
+    def __init__(self, params: Params) -> None:
+        check_type("params", params, Params)
+        self.params = params
+        self._operands = Operands(params)
+        self._operands.layouts = self._operands.lay_out()
 
     def __reduce__(self) -> Any:
         """Pickled as params: layouts depend on the machine."""
@@ -133,13 +142,12 @@ class Packed:
         return f"Packed({self.params!r})"
 
 
-def as_packed(params: Params | Packed) -> Packed:
-    """Packed weights as they are; params packed anew."""
+def operands_of(params: Params | Packed) -> Operands:
+    """Those that packed weights keep; new ones for params."""
     if isinstance(params, Packed):
-        return params
-    if isinstance(params, Params):
-        return Packed(params)
-    raise TypeError(f"params: expected Params or Packed, got {type(params).__qualname__}")
+        return params._operands
+    check_type("params", params, Params, Packed)
+    return Operands(params)
 
 
 def pack(params: Params | Packed) -> Packed:
@@ -164,8 +172,8 @@ def pack(params: Params | Packed) -> Packed:
     ModuleNotFoundError
         If what the kernels for its array library need is not installed.
     """
-    if isinstance(params, Params):
-        params = params.map(backend(params.library).kernels.copy)
-    packed = as_packed(params)
-    packed.layouts  # noqa: B018 - made now, which is what packing is for
-    return packed
+    if isinstance(params, Packed):
+        return params
+    if not isinstance(params, Params):
+        check_type("params", params, Params, Packed)
+    return Packed(params.map(backend(params.library).kernels.copy))

@@ -213,7 +213,7 @@ def test_calls_of_a_precision_are_kept(simulated: Library) -> None:
     for precision in (None, "tf32", None, "tf32"):
         fastgru.forward(x, weights, h0[0], precision=precision)
         fastgru.step(x[:, 0], weights, h0[0], precision=precision)
-    assert len(weights.architecture.calls) == 4
+    assert len(fastgru.packed.operands_of(weights).architecture.calls) == 4
 
 
 def test_precision_of_a_step(cupy: Library) -> None:
@@ -354,22 +354,22 @@ def test_streams_have_their_own_copies_of_the_order(
     x, params, h0, _, _, _ = simulated.take(draw("gru"))
     weights = fastgru.pack(params)
     want = fastgru.forward(x, weights, h0[0])
-    (call,) = weights.architecture.calls.values()
+    (call,) = fastgru.packed.operands_of(weights).architecture.calls.values()
     cupy.cuda.get_current_stream().synchronize()
     for pointer in range(1, 100):
         stream = type("Stream", (), {"ptr": pointer})
         monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda stream=stream: stream)
         assert_same_bits(fastgru.forward(x, weights, h0[0]), want)
-        kept = call.recurrences[0]._indices_on
+        kept = call.stack.recurrences[0]._indices_on
         assert any(key[:2] == (0, pointer) for key in kept)  # 2 has one for each thread
         assert len(kept) <= 16
     for pointer in range(200, 216):  # as many as are kept
         stream = type("Stream", (), {"ptr": pointer})
         monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda stream=stream: stream)
         fastgru.forward(x, weights, h0[0])
-        copies = call.recurrences[0]._indices_on[0, pointer, 0]
+        copies = call.stack.recurrences[0]._indices_on[0, pointer, 0]
         fastgru.forward(x, weights, h0[0])
-        assert call.recurrences[0]._indices_on[0, pointer, 0] is copies
+        assert call.stack.recurrences[0]._indices_on[0, pointer, 0] is copies
 
 
 # --- the loop that keeps the weights on chip ------------------------------------------------------

@@ -26,7 +26,7 @@ from problems import (
 )
 
 import fastgru
-from fastgru import calls
+from fastgru import calls, packed, stack
 from fastgru.kernels import cpu
 from fastgru.kernels.cells import CELLS
 from fastgru.kernels.cpu import layer, threads
@@ -88,7 +88,7 @@ def test_calls_with_lengths_share_what_is_prepared(
 
     solve_one()
     made: list[str] = []
-    for kind in (layer.Layer, layer.Backward, calls.Call, threads.Pace):
+    for kind in (layer.Layer, layer.Backward, calls.Call, stack.Stack, threads.Pace):
         start = kind.__init__
         monkeypatch.setattr(
             kind, "__init__", lambda *args, start=start, name=kind.__name__: (
@@ -117,7 +117,7 @@ def test_kept_calls_give_way_to_new_ones(monkeypatch: pytest.MonkeyPatch) -> Non
     """The older half of them."""
     monkeypatch.setattr(calls, "_KEPT_CALLS", 4)
     params = fastgru.pack(fastgru.init_params(I, 7, rng=0))
-    kept = params.architecture.calls
+    kept = packed.operands_of(params).architecture.calls
     kept.clear()
     for steps in range(1, 6):
         fastgru.forward(np.zeros((1, steps, I), "float32"), params)

@@ -275,6 +275,14 @@ def test_copies_and_pickles_of_packed_params(cell: str, way: str) -> None:
     assert_same_bits(fastgru.forward(problem.x, packed, as_state(problem.h0)), want)
 
 
+def test_packed_and_saved_show_their_params_alone() -> None:
+    """A layout given back while another thread reads it would be written over."""
+    x, params = np.ones((1, 2, 3), "float32"), fastgru.init_params(3, 4)
+    _, _, saved = fastgru.forward_train(x, params)
+    for thing in (fastgru.pack(params), saved):
+        assert [name for name in dir(thing) if not name.startswith("_")] == ["params"]
+
+
 # --- init_params ----------------------------------------------------------------------------------
 
 

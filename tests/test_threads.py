@@ -50,7 +50,7 @@ def test_threads_share_units_of_every_cell() -> None:
         compared = 0
 
         def forget(params):
-            fastgru.pack(params).architecture.calls.clear()
+            fastgru.packed.operands_of(params).architecture.calls.clear()
             layer.layer_for.cache_clear()
 
         for cell in fastgru.cells():
