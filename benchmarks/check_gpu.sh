@@ -25,10 +25,10 @@ part tests 120 python -m pytest -p no:cacheprovider -q -m gpu tests
 export FASTGRU_TEST_PLAIN_MEMORY=1
 if command -v compute-sanitizer >/dev/null; then
     part memcheck 80 compute-sanitizer --tool memcheck --error-exitcode 1 \
-        python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
+        python -m pytest -p no:cacheprovider -q -x -m gpu tests/gpu \
         -k 'test_any_strides or test_padding or (test_resident or test_exchange or test_graphs or test_clusters) and not same_bits'
     part racecheck 50 compute-sanitizer --tool racecheck --error-exitcode 1 \
-        python -m pytest -p no:cacheprovider -q -x -m gpu tests/test_cupy.py \
+        python -m pytest -p no:cacheprovider -q -x -m gpu tests/gpu \
         -k '(test_resident or test_exchange or test_clusters) and not same_bits'
 else
     echo "memcheck, racecheck: compute-sanitizer is not on the PATH"

@@ -10,6 +10,7 @@ the time until a call of fastgru returns, whatever still runs on the GPU.
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -47,10 +48,10 @@ def floor(cell: str, B: int, H: int, precision: str, mode: str) -> float:
     return once if mode == "forward" else 3 * once
 
 
-def ours(params: Any, x: Any, dy: Any, precision: str, mode: str, loops: Any) -> Contender:
-    """fastgru with a table of loops; weights packed beforehand for inference, plain otherwise."""
+def ours(params: Any, x: Any, dy: Any, precision: str, mode: str, names: str) -> Contender:
+    """fastgru with these loops; weights packed beforehand for inference, plain otherwise."""
     from fastgru import packed
-    from fastgru.kernels.cuda import choice
+    from fastgru.kernels.cuda import loops
 
     option: Any = {"time_major": True}
     option |= {} if precision == "float32" else {"precision": precision}
@@ -58,7 +59,7 @@ def ours(params: Any, x: Any, dy: Any, precision: str, mode: str, loops: Any) ->
 
     def prepare() -> None:
         nonlocal weights
-        choice.CHOICES = loops
+        os.environ[loops.VARIABLE] = names
         packed._architecture.cache_clear()  # it keeps what was chosen
         if mode == "forward":
             weights = fastgru.pack(params)
@@ -73,18 +74,18 @@ def ours(params: Any, x: Any, dy: Any, precision: str, mode: str, loops: Any) ->
     return Contender(prepare, forward if mode == "forward" else train)
 
 
-def loops_for(cell: str, B: int, H: int, precision: str) -> Any:
-    """All loops that suit a shape."""
+def loops_for(cell: str, B: int, H: int, precision: str) -> list[str]:
+    """Names of all loops that suit a shape."""
     import cupy
 
     from fastgru.kernels.cells import CELLS
-    from fastgru.kernels.cuda import choice
+    from fastgru.kernels.cuda import loops
     from fastgru.kernels.cuda.context import Layer
 
     own = None if precision == "float32" else precision
     kind, device = np.dtype("float32"), cupy.cuda.Device()
     layer = Layer(CELLS[cell], H, kind, own, device, B, T, 1)
-    return [loop for loop in choice.LOOPS if loop.suits(layer)]
+    return [loop.name for loop in loops.LOOPS.values() if loop.suits(layer)]
 
 
 def theirs(
@@ -205,11 +206,12 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> list[Row]:
     """fastgru and cuDNN on one shape: a row for each precision."""
     import torch
 
-    from fastgru.kernels.cuda import choice
+    from fastgru.kernels.cuda import loops
 
     arrays, contenders = draw(cell, B, H), {}
+    enabled = os.environ.get(loops.VARIABLE, "")
     for precision in PRECISIONS:
-        contenders[f"fastgru {precision}"] = ours(*arrays[3:], precision, mode, choice.CHOICES)
+        contenders[f"fastgru {precision}"] = ours(*arrays[3:], precision, mode, enabled)
         contenders[f"cuDNN {precision}"] = theirs(torch, cell, *arrays[:3], precision, mode)
     results = {name: read(run_a_few(contender)) for name, contender in contenders.items()}
     wrong = check(results, "cuDNN float32")
@@ -234,8 +236,8 @@ def measure_loops(cell: str, mode: str, B: int, H: int, rounds: int) -> list[Row
     arrays, contenders, wrong = draw(cell, B, H), {}, {}
     for precision in PRECISIONS:
         for loop in loops_for(cell, B, H, precision):
-            contender = ours(*arrays[3:], precision, mode, (loop,))
-            contenders[f"{loop.name} {precision}"] = contender
+            contender = ours(*arrays[3:], precision, mode, loop)
+            contenders[f"{loop} {precision}"] = contender
     results = {}
     for name, contender in [*contenders.items()]:
         try:
@@ -272,17 +274,17 @@ def main(options: argparse.Namespace) -> int:
     """Print all tables; 1 if a shape failed or results were wrong."""
     import torch
 
-    from fastgru.kernels.cuda import choice
+    from fastgru.kernels.cuda import loops
 
-    table = choice.CHOICES
+    names = os.environ.get(loops.VARIABLE, "")
     try:
         return run(options, torch)
     finally:
-        choice.CHOICES = table
+        os.environ[loops.VARIABLE] = names
 
 
 def run(options: argparse.Namespace, torch: Any) -> int:
-    """As `main`; the table of loops is changed."""
+    """As `main`; the loops that the environment names are changed."""
     shapes = QUICK if options.quick else [(B, H) for H in HIDDEN for B in BATCH]
     facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "T": T}
     print(f"{facts['device']}, {platform.platform()}, PyTorch {facts['torch']}; T = {T}, I = H")

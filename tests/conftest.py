@@ -27,10 +27,10 @@ def cuda_tools() -> None:
 
 @pytest.fixture
 def simulated(cuda_tools: None, monkeypatch: pytest.MonkeyPatch) -> problems.Library:
-    """CuPy and a GPU acted out in Python."""
-    import simulated_cuda
+    """CuPy and a GPU emulated in Python."""
+    import simulator
 
-    cupy = simulated_cuda.install(monkeypatch)
+    cupy = simulator.install(monkeypatch)
     return problems.Library("simulated cupy", cupy.asarray, cupy.asnumpy)
 
 
@@ -42,9 +42,9 @@ def gpu() -> problems.Library:
     from fastgru import packed
     from fastgru.kernels.cuda import recurrence
 
-    # They may keep what the simulation left.
+    # They may keep what the simulator left.
     packed._architecture.cache_clear()
-    vars(recurrence._of_thread).clear()
+    vars(recurrence.of_thread).clear()
     if os.environ.get(PLAIN_MEMORY):
         cupy.cuda.set_allocator(None)
     return problems.Library("cupy", cupy.asarray, cupy.asnumpy)

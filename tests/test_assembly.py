@@ -57,7 +57,7 @@ from numba import types
 from fastgru.kernels.cells import CELLS, HIDDEN
 from fastgru.kernels.cpu import build
 from fastgru.kernels.cpu.gradients import group_vectors
-from fastgru.kernels.plan import phase_plans
+from fastgru.kernels.layout import phase_plans
 from fastgru.kernels.cpu.product import product, tile_shapes
 
 found = {}

@@ -15,10 +15,10 @@ if importlib.util.find_spec("numba_cuda") is None:
     )
 
 from ..ragged import ragged_rows
-from . import blas
-from . import intrinsics as _intrinsics  # noqa: F401 - teaches Numba the primitives that cells call
-from .choice import CHOICES
-from .recurrence import Packing, Recurrence
+from . import blas, loops
+from . import primitives as _primitives  # noqa: F401 - teaches Numba the functions that cells call
+from .packing import Packing
+from .recurrence import Recurrence
 
 __all__ = [
     "Packing",
@@ -62,8 +62,7 @@ def describe() -> dict[str, str]:
 
     device = cupy.cuda.Device()
     name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
-    loops = ", ".join(choice.name for choice in CHOICES)
     return {
         "GPU": f"{name}, compute capability {device.compute_capability}",
-        "loops on it": f"{loops} (the first that suits a layer)",
+        "loops on it": loops.describe(),
     }

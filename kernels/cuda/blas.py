@@ -65,18 +65,18 @@ def _on_current_stream() -> Callable[..., None]:
 
 
 @functools.cache
-def _library() -> Any:
+def c_library() -> Any:
     """cuBLAS as a C library: the one that is loaded already, where it is."""
     from cuda.pathfinder import load_nvidia_dynamic_lib
 
     library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
-    for name, kinds in _SIGNATURES.items():
+    for name, kinds in SIGNATURES.items():
         getattr(library, name).argtypes = kinds
     return library
 
 
 _INT, _POINTER = ctypes.c_int, ctypes.c_void_p
-_SIGNATURES = {
+SIGNATURES = {
     "cublasCreate_v2": [_POINTER],
     "cublasDestroy_v2": [_POINTER],
     "cublasGetVersion_v2": [_POINTER, _POINTER],
@@ -92,12 +92,12 @@ _SIGNATURES = {
 
 def _call(name: str, *arguments: Any) -> None:
     """Call cuBLAS; its error as an exception."""
-    status = getattr(_library(), name)(*arguments)
+    status = getattr(c_library(), name)(*arguments)
     if status != 0:
         raise RuntimeError(f"cuBLAS: {name} failed with status {status}")
 
 
-def _version_for_cupy() -> int:
+def version_for_cupy() -> int:
     """Version of the cuBLAS that CuPy uses."""
     from cupy.cuda.device import get_cublas_handle
     from cupy_backends.cuda.libs import cublas
@@ -119,13 +119,13 @@ class Handle:
         self._handle = ctypes.c_void_p()
         _call("cublasCreate_v2", ctypes.byref(self._handle))
         # When a program ends there may be no driver left to ask.
-        destroy = _library().cublasDestroy_v2
+        destroy = c_library().cublasDestroy_v2
         weakref.finalize(self, destroy, self._handle).atexit = False
         version = ctypes.c_int()
         _call("cublasGetVersion_v2", self._handle, ctypes.byref(version))
-        if version.value != _version_for_cupy():
+        if version.value != version_for_cupy():
             raise RuntimeError(
-                f"cuBLAS: expected version {_version_for_cupy()}, which CuPy uses, "
+                f"cuBLAS: expected version {version_for_cupy()}, which CuPy uses, "
                 f"got {version.value}"
             )
 

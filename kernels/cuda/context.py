@@ -8,7 +8,7 @@ import numpy as np
 from ..cells import Cell
 from ..ragged import RaggedRows
 from .blas import Product
-from .launch import Placed
+from .launch import PreparedArray
 
 
 class PackedWeights(NamedTuple):
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
     device: Any
     samples: int
     steps: int
-    blocks: int  # number of blocks of steps, which the workspace limits
+    time_blocks: int  # see `recurrence`
 
 
 class Context(NamedTuple):
@@ -47,9 +47,9 @@ class Context(NamedTuple):
     xp: Any
     device: Any
     stream: int
-    order: Placed  # (N,) sample of each sorted row
-    lengths: Placed  # (N,) steps of each sorted row
-    offset_on_device: Placed  # (T + 1,)
+    order: PreparedArray  # (N,) sample of each sorted row
+    lengths: PreparedArray  # (N,) steps of each sorted row
+    offset_on_device: PreparedArray  # (T + 1,)
 
     @property
     def N(self) -> int:  # noqa: N802
@@ -57,7 +57,7 @@ class Context(NamedTuple):
         return len(self.ragged.order)
 
     @property
-    def indices(self) -> tuple[Placed, Placed, Placed]:
+    def indices(self) -> tuple[PreparedArray, PreparedArray, PreparedArray]:
         """The ragged order, on the device."""
         return self.order, self.lengths, self.offset_on_device
 
@@ -69,7 +69,7 @@ class Context(NamedTuple):
 class ForwardArrays(NamedTuple):
     """What a loop forward reads and writes."""
 
-    x_sums: Any  # (packed rows of a block of steps, input gates, H): W x
+    x_sums: Any  # (packed rows of a time block, input gates, H): W x
     weights: PackedWeights
     state: Any  # (N, states, H), updated
     values: Any  # (packed rows, values, H) if they are kept, else (N, values, H); written
@@ -80,46 +80,15 @@ class ForwardArrays(NamedTuple):
 class BackwardArrays(NamedTuple):
     """What a loop backward reads and writes."""
 
-    h_before: Any  # (packed rows of a block of steps, 1, H): h before each step
+    h_before: Any  # (packed rows of a time block, 1, H): h before each step
     weights: PackedWeights
     values: Any  # (packed rows, values, H)
     dy: Any  # (N, T, H), any strides; read if `has_dy`
     dstate: Any  # (N, states, H), updated
-    d_ih: Any  # (packed rows of a block of steps, input gates, H): of W x + b; written
-    d_hh: Any  # (packed rows of a block of steps, recurrent gates, H): of U operand + b; written
+    d_ih: Any  # (packed rows of a time block, input gates, H): of W x + b; written
+    d_hh: Any  # (packed rows of a time block, recurrent gates, H): of U operand + b; written
     has_dy: bool
 
 
-# Takes all rows through steps `first` to `last` - 1, or back.
-Loop = Callable[[int, int], None]
-
-
-def launches_forward(
-    context: Context, arrays: ForwardArrays, kernel: Any, grid: tuple[int, int], threads: int
-) -> Loop:
-    """The loop of a kernel that takes all rows through many steps, given the arrays alone."""
-    weights = arrays.weights
-    launch = kernel.bind(
-        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh, arrays.state,
-        arrays.values, arrays.y_out, *context.indices,
-    )  # fmt: skip
-
-    def run(first: int, last: int) -> None:
-        launch(grid, (threads, 1), context.stream, first, last, context.reverse, arrays.keep)
-
-    return run
-
-
-def launches_backward(
-    context: Context, arrays: BackwardArrays, kernel: Any, grid: tuple[int, int], threads: int
-) -> Loop:
-    """As `launches_forward`, backward."""
-    launch = kernel.bind(
-        context.device, arrays.h_before, arrays.weights.hh, arrays.values, arrays.dy, arrays.dstate,
-        arrays.d_ih, arrays.d_hh, *context.indices,
-    )  # fmt: skip
-
-    def run(first: int, last: int) -> None:
-        launch(grid, (threads, 1), context.stream, first, last, context.reverse, arrays.has_dy)
-
-    return run
+# Takes all rows through steps `first` to `last` - 1, or back through them.
+RunSteps = Callable[[int, int], None]

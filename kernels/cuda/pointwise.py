@@ -1,19 +1,20 @@
-"""The equations of one phase of one step, for all its rows and units: a thread a unit.
+"""The equations of one phase of one step, for all its rows and units: a thread for each unit.
 
-Products are made by the linear algebra library before and after; see `recurrence`. Sizes, here and
-there: N rows at most, H units, and for a cell its input gates, recurrent gates, states and values.
+Products are made by cuBLAS before and after; see `loops.steps`. Sizes in shape comments: N rows at
+most, H units, and for a cell its input gates, recurrent gates, states and values. A *time block* is
+a run of time steps whose packed rows fit the workspace; see `recurrence`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from numba import cuda
 from numba.cuda.extending import register_jitable
 
 from ..cells import Cell
-from ..plan import phase_plans
+from ..layout import phase_plans
 from ..primitives import zero_like
-from .groups import make_load, make_store, make_sum, make_zeros
+from .unit_values import make_load, make_store, make_sum, make_zeros
 
 
 @register_jitable
@@ -52,81 +53,20 @@ def make_pre_activations(cell: Cell, number: int) -> Callable[..., Any]:
     ones; those in the middle have both parts.
     """
     part = phase_plans(cell)[number]
-    pre = cell.pre_activations[part.first_recurrent : part.first + part.blocks]
-    alone = part.blocks - part.recurrents
+    pre = cell.pre_activations[part.first_recurrent : part.first + part.terms]
+    alone = part.terms - part.recurrents
     both = part.inputs - alone
     load_sums = make_load(range(part.recurrents))
     load_bias = make_load([cell.recurrent_gates.index(p.gate) for p in pre])
     add, add_both = make_sum(part.recurrents), make_sum(both)
 
-    def pre_activations(inputs, h_sums, row, place, bias_hh, unit):
-        # h_sums: (rows, recurrent gates of the phase, units there), the unit's at its `place`;
+    def pre_activations(inputs, h_sums, row, column, bias_hh, unit):
+        # h_sums: (rows, recurrent gates of the phase, columns), the unit's in `column`;
         # bias_hh: (1, recurrent gates, H)
-        recurrent = add(load_sums(h_sums, row, place), load_bias(bias_hh, 0, unit))
+        recurrent = add(load_sums(h_sums, row, column), load_bias(bias_hh, 0, unit))
         return inputs[:alone] + add_both(inputs[alone:], recurrent[:both]) + recurrent[both:]
 
     return register_jitable(pre_activations)
-
-
-class ForwardParts(NamedTuple):
-    """What a kernel that takes a cell of one phase through many steps is made of."""
-
-    inputs: Callable[..., Any]  # see `make_inputs`
-    pre_activations: Callable[..., Any]  # see `make_pre_activations`
-    load_state: Callable[..., Any]
-    store_state: Callable[..., None]
-    store_values: Callable[..., None]
-    no_inputs: Callable[[Any], Any]
-    no_state: Callable[[Any], Any]
-    no_values: Callable[[Any], Any]
-    equations: Callable[..., Any]
-
-
-def forward_parts(cell: Cell) -> ForwardParts:
-    """Build them for forward."""
-    states, values = range(len(cell.states)), range(cell.num_values)
-    return ForwardParts(
-        make_inputs(cell, 0),
-        make_pre_activations(cell, 0),
-        make_load(states),
-        make_store(states),
-        make_store(values),
-        make_zeros(phase_plans(cell)[0].inputs),
-        make_zeros(len(states)),
-        make_zeros(len(values)),
-        register_jitable(cell.phases[0].forward),
-    )
-
-
-class BackwardParts(NamedTuple):
-    """As `ForwardParts`, backward."""
-
-    split: int  # the first pre-activation that h feeds
-    store_ih: Callable[..., None]
-    store_hh: Callable[..., None]
-    load_state: Callable[..., Any]
-    store_state: Callable[..., None]
-    load_values: Callable[..., Any]
-    no_state: Callable[[Any], Any]
-    no_values: Callable[[Any], Any]
-    equations: Callable[..., Any]
-
-
-def backward_parts(cell: Cell) -> BackwardParts:
-    """Build them for backward."""
-    part, pre = phase_plans(cell)[0], cell.pre_activations
-    states, values = range(len(cell.states)), range(cell.num_values)
-    return BackwardParts(
-        part.blocks - part.recurrents,
-        make_store([cell.input_gates.index(p.gate) for p in pre[: part.inputs]]),
-        make_store(range(len(cell.recurrent_gates))),
-        make_load(states),
-        make_store(states),
-        make_load(values),
-        make_zeros(len(states)),
-        make_zeros(len(values)),
-        register_jitable(cell.phases[0].backward),
-    )
 
 
 def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
@@ -152,7 +92,7 @@ def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
     output = register_jitable(write_output)
 
     def forward_phase(
-        x_sums,  # (packed rows of the block, input gates, H): W x
+        x_sums,  # (packed rows of the time block, input gates, H): W x
         h_sums,  # (N, recurrent gates of the phase, H): U times the operand
         bias_ih,  # (1, input gates, H)
         bias_hh,  # (1, recurrent gates, H)
@@ -211,11 +151,11 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
     load_state, store_state = (make(range(len(cell.states))) for make in (make_load, make_store))
     load_values = make_load(range(seen))
     store_dvalues = make_store(range(part.first_value))
-    pre = cell.pre_activations[part.first : part.first + part.blocks]
+    pre = cell.pre_activations[part.first : part.first + part.terms]
     ih = [cell.input_gates.index(p.gate) for p in pre[: part.inputs]]
     hh = [part.recurrents_before + k for k in range(part.recurrents)]
     store_ih, store_hh = make_store(ih), make_store(hh)
-    split = part.blocks - part.recurrents
+    split = part.terms - part.recurrents
     equations = register_jitable(cell.phases[number].backward)
 
     if is_last:
@@ -238,26 +178,26 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
     load_dvalues, with_output = register_jitable(gradients_so_far), register_jitable(add_output)
 
     def backward_phase(
-        h_before,  # (packed rows of the block, 1, H): h before each step
+        h_before,  # (packed rows of the time block, 1, H): h before each step
         values,  # (packed rows, values, H)
         dy,  # (N, T, H), any strides; read where valid by the last phase, if `has_dy`
         dstate,  # (N, states, H): gradient of the state after the phase; becomes that before it
         dvalues,  # (N, values, H): gradients of values; those of earlier phases are written
-        d_ih,  # (packed rows of the block, input gates, H): gradients of W x + b; written
-        d_hh,  # (packed rows of the block, recurrent gates, H): of U operand + b; written
+        d_ih,  # (packed rows of the time block, input gates, H): gradients of W x + b; written
+        d_hh,  # (packed rows of the time block, recurrent gates, H): of U operand + b; written
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row
         rows,  # of them run at this step
         step,
         reverse,  # whether rows were walked from their last step
         has_dy,
-        block_start,  # the step's first row in `h_before`, `d_ih` and `d_hh`
+        packed_start,  # the step's first row in `h_before`, `d_ih` and `d_hh`
         value_start,  # the step's first row in `values`
     ):
         row, unit = unit_of_thread()
         if row >= rows or unit >= dstate.shape[2]:
             return
-        h = h_before[block_start + row, 0, unit]
+        h = h_before[packed_start + row, 0, unit]
         after = load_state(dstate, row, unit)
         if has_dy:
             n, t = order[row], time_index(step, lengths[row], reverse)
@@ -265,8 +205,8 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
         seen_values = load_values(values, value_start + row, unit)
         so_far = load_dvalues(dvalues, row, unit, h)
         d, before, earlier = equations(h, seen_values, after, so_far)
-        store_ih(d_ih, block_start + row, unit, d)
-        store_hh(d_hh, block_start + row, unit, d[split:])
+        store_ih(d_ih, packed_start + row, unit, d)
+        store_hh(d_hh, packed_start + row, unit, d[split:])
         store_state(dstate, row, unit, before)
         store_dvalues(dvalues, row, unit, earlier)
 
@@ -283,19 +223,19 @@ def make_operand_gradient(cell: Cell, number: int) -> Callable[..., None]:
     gradient = register_jitable(plain)
 
     def operand_gradient(
-        h_before,  # (packed rows of the block, 1, H): h before each step
+        h_before,  # (packed rows of the time block, 1, H): h before each step
         values,  # (packed rows, values, H)
         doperand,  # (N, H)
         dstate,  # (N, states, H), that of h is added to
         dvalues,  # (N, values, H), added to
         rows,
-        block_start,  # the step's first row in `h_before`
+        packed_start,  # the step's first row in `h_before`
         value_start,  # the step's first row in `values`
     ):
         row, unit = unit_of_thread()
         if row >= rows or unit >= dstate.shape[2]:
             return
-        h = h_before[block_start + row, 0, unit]
+        h = h_before[packed_start + row, 0, unit]
         earlier = load_values(values, value_start + row, unit)
         dh, dearlier = gradient(h, earlier, doperand[row, unit])
         add_h(dstate, row, unit, (dh,))

@@ -2,7 +2,7 @@
 
 Everything runs on CuPy's current stream. The input projection and all gradients of weights are
 products over many steps at once, as many as the workspace allows; between them a loop takes the
-rows through those steps: see `choice`.
+rows through those steps: see `loops`. Such a run of steps is a *time block*.
 """
 
 import functools
@@ -14,54 +14,17 @@ import numpy as np
 
 from ..cells import Cell
 from ..ragged import RaggedRows
-from . import blas, rows
+from . import blas, loops, rows, tuning
 from .blas import Matrix
-from .choice import Choice, choose
 from .context import BackwardArrays, Context, ForwardArrays, Layer, PackedWeights
-from .launch import BLOCK, MOVE_BLOCK, Kernel, Placed, move_grid, unit_grid
-from .steps import phase_kernels
+from .launch import Kernel, PreparedArray, row_grid, unit_grid
+from .loops.steps import phase_kernels
+from .packing import pack_weights
 
 _log = logging.getLogger(__name__)
-_of_thread = threading.local()
-_MOST_STREAMS = 16  # whose copies of the ragged order are kept
-_MOST_ONES = 2**14  # that a thread keeps for a stream
-_DEFAULT_OF_THREAD = 2  # the driver's number for it
-
-# Workspace for a block of steps; larger blocks make no product faster.
-_BLOCK_BYTES = 256 * 2**20
-
-
-class Packing:
-    """How the weights of one layer and direction are laid out: by position, contiguous."""
-
-    def __init__(self, cell: Cell, I: int, H: int, dtype: np.dtype[Any]) -> None:
-        self._cell = cell
-
-    def pack(self, weights: Any) -> PackedWeights:
-        """Lay out weights, without a copy where they are contiguous; missing biases are 0."""
-        with weights["weight_ih"].device:
-            return _pack(self._cell, weights)
-
-    def give_back(self, packed: PackedWeights) -> None:
-        """Packed weights take no memory of ours."""
-
-
-def _pack(cell: Cell, weights: Any) -> PackedWeights:
-    """As `Packing.pack`, on the current device."""
-    import cupy as xp
-
-    gates, recurrent = len(cell.input_gates), len(cell.recurrent_gates)
-    H = weights["weight_ih"].shape[0] // gates
-
-    def bias(name: str, count: int) -> Any:
-        values = weights.get(name)
-        if values is None:
-            return xp.zeros((1, count, H), ih.dtype)
-        return xp.ascontiguousarray(values).reshape(1, count, H)
-
-    ih = xp.ascontiguousarray(weights["weight_ih"])
-    hh = xp.ascontiguousarray(weights["weight_hh"]) if recurrent else xp.empty((0, H), ih.dtype)
-    return PackedWeights(ih, hh, bias("bias_ih", gates), bias("bias_hh", recurrent))
+# Of a thread: devices that are ready, its own mark, and ones by device, stream and dtype.
+of_thread = threading.local()
+_DEFAULT_OF_THREAD = 2  # the driver's number of the default stream of each thread
 
 
 @functools.cache
@@ -69,8 +32,8 @@ def _row_kernels(dtype: np.dtype[Any]) -> dict[str, Kernel]:
     return {name: Kernel(function, dtype, name) for name, function in rows.FUNCTIONS.items()}
 
 
-class _Blocks(NamedTuple):
-    """Blocks of steps whose packed rows fit the workspace."""
+class _TimeBlocks(NamedTuple):
+    """Runs of time steps whose packed rows fit the workspace."""
 
     blocks: tuple[tuple[int, int, int], ...]  # first step, end, packed rows
     most: int  # packed rows of one
@@ -109,22 +72,22 @@ class Recurrence:
         self.steps = len(ragged.offset) - 1
         self.offset: list[int] = ragged.offset.tolist()
         self.precision = precision
-        self._loops: dict[tuple[int, int], Choice] = {}  # by device and blocks of steps
-        # The ragged order by device, stream and thread; blocks of steps by the size of a row.
-        self._indices_on: dict[tuple[int, int, Any], tuple[Placed, ...]] = {}
-        self._blocks_of_size: dict[tuple[int, int], _Blocks] = {}
+        self._loops: dict[tuple[int, int], loops.TimeLoop] = {}  # by device and time blocks
+        # The ragged order by device, stream and thread; time blocks by the size of a row.
+        self.indices_on: dict[tuple[int, int, Any], tuple[PreparedArray, ...]] = {}
+        self._time_blocks_of: dict[int, _TimeBlocks] = {}
 
-    def _loop(self, device: Any, blocks: int) -> Choice:
-        """The loop for a device and so many blocks of steps."""
-        loop = self._loops.get((device.id, blocks))
+    def _loop(self, device: Any, time_blocks: int) -> loops.TimeLoop:
+        """The loop for a device and so many time blocks."""
+        loop = self._loops.get((device.id, time_blocks))
         if loop is None:
-            loop = choose(
+            loop = loops.choose(
                 Layer(
                     self.cell, self.H, self.dtype, self.precision, device, self.N, self.steps,
-                    blocks,
+                    time_blocks,
                 )
             )  # fmt: skip
-            self._loops[device.id, blocks] = loop
+            self._loops[device.id, time_blocks] = loop
             names = self.cell.name, self.H, self.dtype, loop.name, loop.why
             _log.debug("%s, H = %d, %s: loop %r: %s", *names)
         return loop
@@ -133,33 +96,32 @@ class Recurrence:
         """The current device and stream, and all that does not change from call to call."""
         device = self.xp.cuda.Device()
         # The driver launches in a thread's context, which the first call of the runtime makes.
-        ready: set[int] = vars(_of_thread).setdefault("devices", set())
+        ready: set[int] = vars(of_thread).setdefault("devices", set())
         if device.id not in ready:
             self.xp.cuda.runtime.free(0)
             ready.add(device.id)
         stream = self.xp.cuda.get_current_stream().ptr
         # The number of the default stream of each thread is the same, and that of a thread comes
         # again when it has ended.
-        whose = stream == _DEFAULT_OF_THREAD and vars(_of_thread).setdefault("thread", object())
+        whose = stream == _DEFAULT_OF_THREAD and vars(of_thread).setdefault("thread", object())
         # Copied on this stream, and given back to its memory: for other streams it could be too
         # early, or too late.
-        indices = self._indices_on.get((device.id, stream, whose))
+        indices = self.indices_on.get((device.id, stream, whose))
         if indices is None:
             arrays = [self.xp.asarray(part.astype(np.int64)) for part in self.ragged]
-            indices = tuple([Placed.of(array) for array in arrays])
-            if len(self._indices_on) >= _MOST_STREAMS:
-                self._indices_on.clear()
-            self._indices_on[device.id, stream, whose] = indices
+            indices = tuple([PreparedArray.of(array) for array in arrays])
+            if len(self.indices_on) >= tuning.MOST_STREAMS:
+                self.indices_on.clear()
+            self.indices_on[device.id, stream, whose] = indices
         return Context(
             self.cell, self.H, self.dtype, self.precision, self.ragged, self.offset, reverse,
             self._product, self.xp, device, stream, *indices,
         )  # fmt: skip
 
-    def _blocks_of(self, row_elements: int) -> _Blocks:
-        """The blocks of steps whose packed rows, of so many elements, fit the workspace."""
-        key = row_elements, _BLOCK_BYTES  # which tests change
-        if key not in self._blocks_of_size:
-            fit = max(1, _BLOCK_BYTES // (row_elements * self.dtype.itemsize))
+    def _time_blocks(self, row_elements: int) -> _TimeBlocks:
+        """The time blocks, for packed rows of so many elements."""
+        if row_elements not in self._time_blocks_of:
+            fit = max(1, tuning.WORKSPACE_BYTES // (row_elements * self.dtype.itemsize))
             blocks, first = [], 0
             while first < self.steps:
                 end = int(np.searchsorted(self.ragged.offset, self.offset[first] + fit, "right"))
@@ -167,8 +129,8 @@ class Recurrence:
                 blocks.append((first, last, self.offset[last] - self.offset[first]))
                 first = last
             most = max([rows for _, _, rows in blocks], default=0)
-            self._blocks_of_size[key] = _Blocks(tuple(blocks), most)
-        return self._blocks_of_size[key]
+            self._time_blocks_of[row_elements] = _TimeBlocks(tuple(blocks), most)
+        return self._time_blocks_of[row_elements]
 
     def _move(
         self, context: Context, name: str, arrays: tuple[Any, ...], steps: int, *numbers: int
@@ -176,7 +138,7 @@ class Recurrence:
         """Run a kernel of `rows` over so many steps."""
         if self.N > 0:
             kernel = _row_kernels(self.dtype)[name].bind(context.device, *arrays)
-            kernel(move_grid(steps, self.N), MOVE_BLOCK, context.stream, *numbers)
+            kernel(row_grid(steps, self.N), tuning.ROW_THREADS, context.stream, *numbers)
 
     def _take_state(self, context: Context, members: tuple[Any, ...], layer: int) -> Any:
         """A state of ours, (N, states, H), from a user's."""
@@ -213,7 +175,7 @@ class Recurrence:
             The values kept; empty otherwise.
         """
         xp, H, context = self.xp, self.H, self._context(reverse)
-        blocks, most = self._blocks_of(self.I + self.gates * H)
+        blocks, most = self._time_blocks(self.I + self.gates * H)
         xs = xp.empty((most, self.I), self.dtype)
         x_sums = xp.empty((most, self.gates, H), self.dtype)
         kept = self.offset[-1] if keep else self.N
@@ -254,9 +216,9 @@ class Recurrence:
         See `fastgru.kernels.cpu`; the gradient of x is added to `dx_out`.
         """
         xp, H, context = self.xp, self.H, self._context(reverse)
-        packed = _pack(self.cell, weights)
-        blocks, most = self._blocks_of(self.I + (self.gates + self.recurrent + 2) * H)
-        # The first block that has rows overwrites them, the others add.
+        packed = pack_weights(self.cell, weights)
+        blocks, most = self._time_blocks(self.I + (self.gates + self.recurrent + 2) * H)
+        # The first time block that has rows overwrites them, the others add.
         make, add = xp.empty if most else xp.zeros, False
         gradients = {name: make(weight.shape, self.dtype) for name, weight in weights.items()}
         xs = xp.empty((most, self.I), self.dtype)
@@ -291,13 +253,13 @@ class Recurrence:
 
     def _ones(self, context: Context, count: int) -> Any:
         """So many ones, few of them kept: making them takes the host as long as three launches."""
-        kept = vars(_of_thread).setdefault("ones", {})
+        kept = vars(of_thread).setdefault("ones", {})
         key = context.device.id, context.stream, self.dtype
         ones, _ = kept.get(key, (None, None))
         if ones is None or ones.size < count:
             ones = self.xp.ones(count, self.dtype)
-            if count <= _MOST_ONES:
-                if len(kept) >= _MOST_STREAMS:
+            if count <= tuning.MOST_ONES:
+                if len(kept) >= tuning.MOST_STREAMS:
                     kept.clear()
                 # While the stream is there, no other has its number.
                 kept[key] = ones, self.xp.cuda.get_current_stream()
@@ -332,7 +294,7 @@ class Recurrence:
             if phase.operand is not None:
                 operand = self.xp.empty((count, H), self.dtype)
                 make = phase.operand.bind(context.device, arrays.h_before, arrays.values, operand)
-                make(unit_grid(count, H), BLOCK, context.stream, count, first_value)
+                make(unit_grid(count, H), tuning.UNIT_THREADS, context.stream, count, first_value)
             at = part.recurrents_before * H
             self._gemm(
                 part.recurrents * H, H, count,

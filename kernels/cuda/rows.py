@@ -1,4 +1,4 @@
-"""Kernels that move rows between a user's arrays and packed rows; see `ragged`.
+"""Kernels that copy rows between a user's arrays and packed rows; see `ragged`.
 
 A block takes one step, which is the grid's first dimension, and some rows; its threads take the
 features. Loops are written out: Numba counts the rounds of a `range` by a long division.

@@ -1,9 +1,9 @@
-"""Whole blocks of time steps in one launch, with all recurrent weights on chip: for small H.
+"""A whole time block in one launch, with all recurrent weights on chip: for small H.
 
 A block of threads takes a tile of rows through the steps by itself, so nothing is waited for but
-its own threads. `product` multiplies; then thread (part, unit) has the equations of one row, the
-`part`-th, and keeps its state in registers. For cells of one phase whose operand is h; others have
-`pointwise`.
+its own threads. `register_product` multiplies; then thread (part, unit) has the equations of one
+row, the `part`-th, and keeps its state in registers. Whether there is that row is computed anew
+wherever it is asked: kept, it takes a register that the weights need (GRU, H = 96, sm_80).
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from numba import cuda
 from numba.cuda import types
 
-from ..cells import Cell
-from ..primitives import zero_like
-from .groups import make_zeros
-from .pointwise import backward_parts, forward_parts, time_index
-from .product import Tile, make_gather, make_product
+from ...cells import Cell
+from ...primitives import zero_like
+from ..unit_values import make_store, make_zeros
+from .on_chip import backward_parts, forward_parts, own_steps
+from .register_product import Tile, make_product
 
 
 def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
@@ -23,11 +23,9 @@ def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
     gates = len(cell.recurrent_gates)
     H, parts, padded = tile.H, tile.parts, tile.padded
     (
-        inputs, pre_activations, load_state, store_state, store_values, no_inputs, no_state,
-        _, equations,
-    ) = forward_parts(cell)  # fmt: skip
+        load_state, store_state, no_inputs, no_state, _, load_inputs, advance, store_step,
+    ) = forward_parts(cell, tile.rows)  # fmt: skip
     load_weights, multiply = make_product(tile, gates, by_columns=False)
-    gather = make_gather(tile.rows, gates)
     operand_shape, sums_shape = (parts, 1, padded), (parts * parts, gates, H)
     weights_shape = (gates, tile.length)
 
@@ -60,13 +58,12 @@ def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
         load_weights(weight_hh, unit, part, weights, zero)
         # The tile's first row is its longest.
         end = min(last_step, lengths[first_row])
-        own_end = min(last_step, lengths[row]) if row < order.shape[0] else first_step
-        n = order[row] if row < order.shape[0] else 0
+        n, own_end = own_steps(order, lengths, row, row < order.shape[0], first_step, last_step)
         members, x_part = no_state(zero), no_inputs(zero)
         if row < order.shape[0]:
             members = load_state(state, row, unit)
         if first_step < own_end:
-            x_part = inputs(x_sums, row, bias_ih, unit)
+            x_part = load_inputs(x_sums, bias_ih, offset, first_step, first_step, row, unit)
         k = unit
         while k < padded:  # beyond H there is padding, which stays 0
             operand[part, 0, k] = members[0] if k < H else zero
@@ -77,16 +74,14 @@ def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
             multiply(weights, operand, rows, part, unit, sums, zero)
             cuda.syncthreads()
             if step < own_end:
-                gather(sums, part, unit, parts)
-                a = pre_activations(x_part, sums, part, unit, bias_hh, unit)
-                members, new = equations(a, members, ())
+                members, new = advance(sums, part, unit, parts, x_part, bias_hh, unit, members)
                 operand[part, 0, unit] = members[0]
-                y_out[n, time_index(step, lengths[row], reverse), unit] = members[0]
-                if keep:
-                    store_values(values, offset[step] + row, unit, new)
-                if step + 1 < own_end:  # loaded now, it is there after the next product
-                    x_row = offset[step + 1] - offset[first_step] + row
-                    x_part = inputs(x_sums, x_row, bias_ih, unit)
+                store_step(
+                    y_out, values, offset, lengths, step, row, n, unit, reverse, keep, members[0],
+                    new,
+                )  # fmt: skip
+                if step + 1 < own_end:  # prefetched: it is there after the next product
+                    x_part = load_inputs(x_sums, bias_ih, offset, first_step, step + 1, row, unit)
             cuda.syncthreads()
             step += 1
         if row < order.shape[0]:
@@ -100,12 +95,11 @@ def make_resident_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
     gates = len(cell.recurrent_gates)
     H, parts, padded = tile.H, tile.parts, tile.padded
     (
-        split, store_ih, store_hh, load_state, store_state, load_values, no_state, no_values,
-        equations,
-    ) = backward_parts(cell)  # fmt: skip
-    no_gates = make_zeros(gates)
+        load_state, store_state, no_state, no_values, _, load_step, add_output, differentiate,
+        recurrent, store_step, add_product,
+    ) = backward_parts(cell, tile.rows)  # fmt: skip
+    store_gates, no_gates = make_store(range(gates)), make_zeros(gates)
     load_weights, multiply = make_product(tile, gates, by_columns=True)
-    gather = make_gather(tile.rows, 1)
     d_shape, sums_shape = (parts, gates, padded), (parts * parts, 1, H)
     weights_shape = (gates, tile.length)
 
@@ -136,34 +130,28 @@ def make_resident_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
 
         zero = zero_like(h_before[0, 0, 0])
         load_weights(weight_hh, unit, part, weights, zero)
-        own_end = min(last_step, lengths[row]) if row < order.shape[0] else first_step
-        n = order[row] if row < order.shape[0] else 0
+        n, own_end = own_steps(order, lengths, row, row < order.shape[0], first_step, last_step)
         members, saved, h = no_state(zero), no_values(zero), zero
         if row < order.shape[0]:
             members = load_state(dstate, row, unit)
         k = unit
         while k < padded:  # the padding beyond H stays 0, and so do rows until their last step
-            store_hh(d_tile, part, k, no_gates(zero))
+            store_gates(d_tile, part, k, no_gates(zero))
             k += H
         step = min(last_step, lengths[first_row]) - 1
         while step >= first_step:
             if step < own_end:
-                packed = offset[step] - offset[first_step] + row
-                h = h_before[packed, 0, unit]
-                saved = load_values(values, offset[step] + row, unit)
+                packed, h, saved = load_step(h_before, values, offset, first_step, step, row, unit)
                 if has_dy:
-                    d = dy[n, time_index(step, lengths[row], reverse), unit]
-                    members = (members[0] + d,) + members[1:]
-                da, members, _ = equations(h, saved, members, no_values(zero))
-                store_ih(d_ih, packed, unit, da)
-                store_hh(d_hh, packed, unit, da[split:])
-                store_hh(d_tile, part, unit, da[split:])
+                    members = add_output(members, dy, n, step, lengths[row], unit, reverse)
+                da, members = differentiate(h, saved, members, zero)
+                store_step(d_ih, d_hh, packed, unit, da)
+                store_gates(d_tile, part, unit, recurrent(da))
             cuda.syncthreads()
             multiply(weights, d_tile, rows, part, unit, sums, zero)
             cuda.syncthreads()
             if step < own_end:
-                gather(sums, part, unit, parts)
-                members = (members[0] + sums[part, 0, unit],) + members[1:]
+                members = add_product(sums, part, unit, parts, members)
             step -= 1
         if row < order.shape[0]:
             store_state(dstate, row, unit, members)

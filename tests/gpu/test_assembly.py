@@ -16,7 +16,7 @@ import pytest
 from problems import DTYPES, SHIPPED_CELLS
 
 from fastgru.kernels.cells import CELLS
-from fastgru.kernels.plan import phase_plans
+from fastgru.kernels.layout import phase_plans
 
 pytestmark = pytest.mark.usefixtures("cuda_tools")
 
@@ -44,12 +44,12 @@ def assembled(
 ) -> Any:
     from numba.cuda import dispatcher
 
-    from fastgru.kernels.cuda import launch
+    from fastgru.kernels.cuda import build
 
     # Functions called by a kernel are compiled for the current device, and there is none.
     device = types.SimpleNamespace(compute_capability=capability)
     patch.setattr(dispatcher, "get_current_device", lambda: device)
-    real_link = launch._link
+    real_link = build.link
 
     def link(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
         # Arrays may have more than 2^31 elements: no index is a product of 32 bits.
@@ -57,8 +57,8 @@ def assembled(
         assert not re.search(r"\b(mul|mad)\.lo\.[su]32\b", ptx)
         return real_link(ptx, capability)
 
-    patch.setattr(launch, "_link", link)
-    return launch.assemble(function, np.dtype(dtype), capability, threads)
+    patch.setattr(build, "link", link)
+    return build.assemble(function, np.dtype(dtype), capability, threads)
 
 
 def instructions(code: bytes, folder: Path) -> list[str]:
@@ -141,7 +141,7 @@ def test_resident_weights(
     tmp_path: Path,
 ) -> None:
     """Weights in registers, loads of four from shared memory, a multiply-add for each weight."""
-    from fastgru.kernels.cuda import resident, resident_kernels
+    from fastgru.kernels.cuda.loops import resident, resident_kernels
 
     tile = resident.tile_for(CELLS[cell], H, np.dtype("float32"))
     if tile is None:
@@ -173,12 +173,12 @@ def test_exchange(
     tmp_path: Path,
 ) -> None:
     """As above; and words are exchanged at the level of the device, 64 bits at once."""
-    from fastgru.kernels.cuda import exchange, exchange_kernels
+    from fastgru.kernels.cuda.loops import exchange, exchange_kernels
 
     tiles = exchange.tiles_for(CELLS[cell], H, np.dtype("float32"))
     assert tiles is not None
-    assert tiles.slices <= 132
     tile = getattr(tiles, direction)
+    assert tile.slices <= 132
     function = getattr(exchange_kernels, f"make_exchange_{direction}")(CELLS[cell], tile)
     kernel = assembled(monkeypatch, function, "float32", capability, tile.threads)
     names = check(kernel, "float32", 255, tmp_path)
@@ -205,7 +205,7 @@ def test_clusters(
     tmp_path: Path,
 ) -> None:
     """Products by tensor cores, of weights in registers; h goes to other blocks' shared memory."""
-    from fastgru.kernels.cuda import cluster, cluster_kernels
+    from fastgru.kernels.cuda.loops import cluster, cluster_kernels
 
     tiles = cluster.tiles_for(CELLS[cell], H, np.dtype("float32"), precision)
     assert tiles is not None
@@ -217,12 +217,13 @@ def test_clusters(
     products = [name for name in names if name.startswith("HMMA")]
     # Two for each eight words of weights, which from shared memory are loaded as two times four;
     # those of whole pairs may be in a loop.
-    whole = -(-tile.held // tile.gates)
+    whole = -(-tile.in_registers // tile.gates)
     assert set(products) == {product}
     assert whole * tile.gates * 2 <= len(products) <= tile.pairs * tile.gates * 2
-    words = products.count(product) - 2 * tile.held  # twice four of weights; and of vectors:
+    held = tile.in_registers
+    words = products.count(product) - 2 * held  # twice four of weights; and of vectors:
     vectors = len(products) // 2 // (tile.gates if direction == "forward" else 1)
-    assert vectors <= names.count("LDS.128") - words <= vectors + whole * tile.gates - tile.held
+    assert vectors <= names.count("LDS.128") - words <= vectors + whole * tile.gates - held
     sent = [name for name in names if re.fullmatch(r"ST\.E(\.U16)?", name)]
     assert len(sent) >= tile.blocks * tile.vectors
     assert {"UCGABAR_ARV", "UCGABAR_WAIT"} <= set(names)

@@ -1,6 +1,6 @@
 """The loop for any cell and size: for each step and phase a product and a kernel of equations.
 
-See `graph` for what repeats these launches at once.
+The one that is used by default. `graph` repeats its launches at once.
 """
 
 import functools
@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cells import HIDDEN, Cell
-from ..plan import PhasePlan, phase_plans
-from ..store import cell_digest
-from .blas import Matrix
-from .context import BackwardArrays, Context, ForwardArrays, Loop
-from .launch import BLOCK, Kernel, unit_grid
-from .pointwise import (
+from ...cells import HIDDEN, Cell
+from ...layout import PhasePlan, phase_plans
+from ...store import cell_digest
+from .. import tuning
+from ..blas import Matrix
+from ..context import BackwardArrays, Context, ForwardArrays, Layer, RunSteps
+from ..launch import Kernel, unit_grid
+from ..pointwise import (
     make_backward_phase,
     make_forward_phase,
     make_operand,
@@ -57,11 +58,16 @@ def phase_kernels(cell: Cell, dtype: np.dtype[Any]) -> tuple[PhaseKernels, ...]:
     return tuple(kernels(plan) for plan in phase_plans(cell))
 
 
-def forward(context: Context, arrays: ForwardArrays) -> Loop:
+def suits(layer: Layer) -> bool:
+    """Whether this loop can take a layer: every one."""
+    return True
+
+
+def forward(context: Context, arrays: ForwardArrays) -> RunSteps:
     """Prepare the loop of a forward pass."""
     xp, H, N, stream, device = (getattr(context, n) for n in ("xp", "H", "N", "stream", "device"))
     x_sums, weights, state, values, y_out, keep = arrays
-    offset, stride = context.offset, state.shape[1] * H
+    offset, stride, threads = context.offset, state.shape[1] * H, tuning.UNIT_THREADS
     phases = []
     for phase in phase_kernels(context.cell, context.dtype):
         part = phase.plan
@@ -90,22 +96,23 @@ def forward(context: Context, arrays: ForwardArrays) -> Loop:
             grid, value_start = unit_grid(rows, H), offset[step] if keep else 0
             for make, multiply, equations in phases:
                 if make is not None:
-                    make(grid, BLOCK, stream, rows, value_start)
+                    make(grid, threads, stream, rows, value_start)
                 if multiply is not None:
                     multiply(rows, 0)
                 equations(
-                    grid, BLOCK, stream, rows, step, context.reverse,
+                    grid, threads, stream, rows, step, context.reverse,
                     offset[step] - offset[first], value_start,
                 )  # fmt: skip
 
     return run
 
 
-def backward(context: Context, arrays: BackwardArrays) -> Loop:
+def backward(context: Context, arrays: BackwardArrays) -> RunSteps:
     """Prepare the loop of a backward pass."""
     xp, H, N, stream, device = (getattr(context, n) for n in ("xp", "H", "N", "stream", "device"))
     h_before, weights, values, dy, dstate, d_ih, d_hh, has_dy = arrays
     offset, stride, wide = context.offset, dstate.shape[1] * H, d_hh.shape[1] * H
+    threads = tuning.UNIT_THREADS
     kernels = phase_kernels(context.cell, context.dtype)
     # One phase has no earlier values, and h as an operand takes its gradient at once.
     dvalues = xp.empty((N if len(kernels) > 1 else 0, values.shape[1], H), context.dtype)
@@ -138,11 +145,11 @@ def backward(context: Context, arrays: BackwardArrays) -> Loop:
             grid, start = unit_grid(rows, H), offset[step] - offset[first]
             for multiply, spread, equations in phases:
                 equations(
-                    grid, BLOCK, stream, rows, step, context.reverse, has_dy, start, offset[step]
+                    grid, threads, stream, rows, step, context.reverse, has_dy, start, offset[step]
                 )
                 if multiply is not None:
                     multiply(rows, start * wide)
                 if spread is not None:
-                    spread(grid, BLOCK, stream, rows, start, offset[step])
+                    spread(grid, threads, stream, rows, start, offset[step])
 
     return run

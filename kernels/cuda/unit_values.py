@@ -28,10 +28,10 @@ def make_load(members: Sequence[int]) -> Callable[..., Any]:
 
 
 def make_store(members: Sequence[int], add: bool = False) -> Callable[..., None]:
-    """Build ``store(array, row, unit, group)``, which writes, or adds, these values of one unit."""
+    """Build ``store(array, row, unit, values)``, which writes or adds these values of a unit."""
     if not members:
 
-        def store(array, row, unit, group):
+        def store(array, row, unit, values):
             return
 
     else:
@@ -39,17 +39,17 @@ def make_store(members: Sequence[int], add: bool = False) -> Callable[..., None]
 
         if add:
 
-            def store(array, row, unit, group):
+            def store(array, row, unit, values):
                 # array: (rows, values, H)
-                before(array, row, unit, group)
-                array[row, last, unit] += group[at]
+                before(array, row, unit, values)
+                array[row, last, unit] += values[at]
 
         else:
 
-            def store(array, row, unit, group):
+            def store(array, row, unit, values):
                 # array: (rows, values, H)
-                before(array, row, unit, group)
-                array[row, last, unit] = group[at]
+                before(array, row, unit, values)
+                array[row, last, unit] = values[at]
 
     return register_jitable(store)
 

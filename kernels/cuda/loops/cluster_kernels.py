@@ -1,19 +1,19 @@
-"""Whole blocks of time steps in one launch, by clusters of blocks and their tensor cores.
+"""A whole time block in one launch, by clusters of thread blocks and their tensor cores.
 
 A cluster takes eight rows through the steps by itself; each block has some of the units, and at
 every step writes what it has computed of them into the shared memory of all the others, rounded to
 the numbers that are multiplied: `tensor_product`. Thread (row, unit) has the equations of one row
-and unit, and keeps its state in registers, as float32. For cells of one phase whose operand is h.
+and unit, and keeps its state in registers, as float32.
 
 The vectors of a step are written while others may still read those of the step before, so there are
-two places, used in turns. One barrier of the cluster a step is enough: nobody writes the vectors of
-step s + 2 before all have passed that of step s + 1, thus read those of step s. Where there is room
-for one place only, all wait once more a step, until it has been read. The hardware runs the blocks
-of a cluster at the same time or not at all, so none waits for one that is not there.
+two buffers, used in turns. One barrier of the cluster a step is enough: nobody writes the vectors
+of step s + 2 before all have passed that of step s + 1, thus read those of step s. Where there is
+room for one buffer only, all wait once more a step, until it has been read. The hardware runs the
+blocks of a cluster at the same time or not at all, so none waits for one that is not there.
 
 Arriving takes until all that the thread has written is there, in global memory too, and after the
-barrier the first-level cache is empty. So a step writes its results after it has arrived, and asks
-then for what the next step needs of global memory: both have the time of a product.
+barrier the first-level cache is empty. So a step writes its results after it has arrived, and then
+prefetches what the next step needs of global memory: both have the time of a product.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,15 @@ from numba import cuda
 from numba.cuda import types
 from numba.cuda.extending import register_jitable
 
-from ..cells import Cell
-from ..primitives import zero_like
-from .groups import make_zeros
-from .intrinsics import arrive_at_cluster, wait_for_cluster
-from .pointwise import backward_parts, forward_parts, time_index
-from .product import make_gather
+from ...cells import Cell
+from ...primitives import zero_like
+from ..pointwise import time_index
+from .on_chip import backward_parts, forward_parts, own_steps
+from .tensor_intrinsics import cluster_arrive, cluster_wait
 from .tensor_product import PARTS, ROWS, TensorTile, make_send, make_tensor_product
 
 
-def make_clear(tile: TensorTile) -> Callable[..., None]:
+def _make_clear(tile: TensorTile) -> Callable[..., None]:
     """Build what fills a block's vectors with zeros, of which the padding keeps its own."""
     first, end, threads = tile.first_vector, tile.words, tile.threads
 
@@ -49,12 +48,12 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
     """Build the kernel that takes all rows through some steps, forward."""
     H, units = tile.H, tile.units
     (
-        inputs, pre_activations, load_state, store_state, store_values, no_inputs, no_state,
-        no_values, equations,
-    ) = forward_parts(cell)  # fmt: skip
+        load_state, store_state, no_inputs, no_state, no_values, load_inputs, advance, store_step,
+    ) = forward_parts(cell, ROWS)  # fmt: skip
     load_weights, multiply = make_tensor_product(tile, by_columns=False)
-    clear, send, gather = make_clear(tile), make_send(tile), make_gather(ROWS, tile.sums[1])
-    sums_shape, weights_shape, total_shape = tile.sums, (tile.held, 8), (tile.gates, 4)
+    clear, send = _make_clear(tile), make_send(tile)
+    sums_shape, weights_shape = tile.sums, (tile.in_registers, 8)
+    total_shape = tile.gates, 4
     gates, bias_shape = tile.gates, (1, tile.gates, 1)
 
     def cluster_forward(
@@ -91,39 +90,36 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
         mine = row < order.shape[0] and unit < H
         # The tile's first row is its longest.
         end = min(last_step, lengths[first_row])
-        own_end = min(last_step, lengths[row]) if mine else first_step
-        n = order[row] if mine else 0
+        n, own_end = own_steps(order, lengths, row, mine, first_step, last_step)
         members, x_part, new = no_state(zero), no_inputs(zero), no_values(zero)
         if mine:
             members = load_state(state, row, unit)
         if first_step < own_end:
-            x_part = inputs(x_sums, row, bias_ih, unit)
+            x_part = load_inputs(x_sums, bias_ih, offset, first_step, first_step, row, unit)
         # Before all have arrived, some may not be there, or not have cleared their vectors.
-        arrive_at_cluster()
-        wait_for_cluster()
+        cluster_arrive()
+        cluster_wait()
         if first_step < own_end:
             send(words, first_step, line, unit, members)
-        arrive_at_cluster()
-        wait_for_cluster()
+        cluster_arrive()
+        cluster_wait()
         step = first_step
         while step < end:
             multiply(weights, words, thread, step, total, sums, zero)
             cuda.syncthreads()
             if step < own_end:
-                gather(sums, line, own, PARTS)
-                a = pre_activations(x_part, sums, line, own, bias, 0)
-                members, new = equations(a, members, ())
+                members, new = advance(sums, line, own, PARTS, x_part, bias, 0, members)
                 if step + 1 < own_end:
                     send(words, step + 1, line, unit, members)
-            arrive_at_cluster()
+            cluster_arrive()
             if step < own_end:
-                y_out[n, time_index(step, lengths[row], reverse), unit] = members[0]
-                if keep:
-                    store_values(values, offset[step] + row, unit, new)
+                store_step(
+                    y_out, values, offset, lengths, step, row, n, unit, reverse, keep, members[0],
+                    new,
+                )  # fmt: skip
                 if step + 1 < own_end:
-                    x_row = offset[step + 1] - offset[first_step] + row
-                    x_part = inputs(x_sums, x_row, bias_ih, unit)
-            wait_for_cluster()
+                    x_part = load_inputs(x_sums, bias_ih, offset, first_step, step + 1, row, unit)
+            cluster_wait()
             step += 1
         if mine:
             store_state(state, row, unit, members)
@@ -135,24 +131,24 @@ def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
     """Build the kernel that takes all rows through some steps, backward."""
     H, units = tile.H, tile.units
     (
-        split, store_ih, store_hh, load_state, store_state, load_values, no_state, no_values,
-        equations,
-    ) = backward_parts(cell)  # fmt: skip
-    no_gradients = make_zeros(len(cell.pre_activations))
+        load_state, store_state, no_state, no_values, no_gradients, load_step, _, differentiate,
+        recurrent, store_step, add_product,
+    ) = backward_parts(cell, ROWS)  # fmt: skip
     load_weights, multiply = make_tensor_product(tile, by_columns=True)
-    clear, send, gather = make_clear(tile), make_send(tile), make_gather(ROWS, tile.sums[1])
-    sums_shape, weights_shape, total_shape = tile.sums, (tile.held, 8), (tile.gates, 4)
-    one_place = tile.places == 1
+    clear, send = _make_clear(tile), make_send(tile)
+    sums_shape, weights_shape = tile.sums, (tile.in_registers, 8)
+    total_shape = tile.gates, 4
+    one_buffer = tile.buffers == 1
 
     def load(
         h_before, values, dy, offset, first_step, step, row, n, length, unit, reverse, has_dy, zero
     ):  # fmt: skip
-        packed = offset[step] - offset[first_step] + row
+        # As `load_step`, and dy: (N, T, H)
+        packed, h, saved = load_step(h_before, values, offset, first_step, step, row, unit)
         d = dy[n, time_index(step, length, reverse), unit] if has_dy else zero
-        saved = load_values(values, offset[step] + row, unit)
-        return packed, h_before[packed, 0, unit], saved, d
+        return packed, h, saved, d
 
-    load_step = register_jitable(load)
+    prefetch = register_jitable(load)
 
     def cluster_backward(
         h_before,  # (packed rows of these steps, 1, H): h before each step
@@ -191,43 +187,41 @@ def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
         if mine:
             members = load_state(dstate, row, unit)
         # Before all have arrived, some may not be there, or not have cleared their vectors.
-        arrive_at_cluster()
-        if not one_place:
-            wait_for_cluster()
+        cluster_arrive()
+        if not one_buffer:
+            cluster_wait()
         step = min(last_step, lengths[first_row]) - 1
         if first_step <= step < own_end:
-            packed, h, saved, d = load_step(
+            packed, h, saved, d = prefetch(
                 h_before, values, dy, offset, first_step, step, row, n,
                 length, unit, reverse, has_dy, zero,
             )  # fmt: skip
         while step >= first_step:
             if step < own_end:
                 members = (members[0] + d,) + members[1:]
-                da, members, _ = equations(h, saved, members, no_values(zero))
-            if one_place:
-                wait_for_cluster()
+                da, members = differentiate(h, saved, members, zero)
+            if one_buffer:
+                cluster_wait()
             if step < own_end:
-                send(words, step, line, unit, da[split:])
-            arrive_at_cluster()
+                send(words, step, line, unit, recurrent(da))
+            cluster_arrive()
             if step < own_end:
-                store_ih(d_ih, packed, unit, da)
-                store_hh(d_hh, packed, unit, da[split:])
+                store_step(d_ih, d_hh, packed, unit, da)
             if first_step < step <= own_end:
-                packed, h, saved, d = load_step(
+                packed, h, saved, d = prefetch(
                     h_before, values, dy, offset, first_step, step - 1, row, n,
                     length, unit, reverse, has_dy, zero,
                 )  # fmt: skip
-            wait_for_cluster()
+            cluster_wait()
             multiply(weights, words, thread, step, total, sums, zero)
             cuda.syncthreads()
-            if one_place:
-                arrive_at_cluster()
+            if one_buffer:
+                cluster_arrive()
             if step < own_end:
-                gather(sums, line, own, PARTS)
-                members = (members[0] + sums[line, 0, own],) + members[1:]
+                members = add_product(sums, line, own, PARTS, members)
             step -= 1
-        if one_place:
-            wait_for_cluster()
+        if one_buffer:
+            cluster_wait()
         if mine:
             store_state(dstate, row, unit, members)
 

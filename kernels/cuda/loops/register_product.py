@@ -1,27 +1,15 @@
 """Products of rows with recurrent weights that stay in the registers of a block of threads.
 
 Thread (part, unit) holds the weights of one unit and of a part of what they are multiplied with. It
-multiplies them with every row of a tile, and the parts are summed through shared memory: what
-`resident_kernels`, where a block has all units, and `exchange_kernels`, where it has some, are made
-of.
+multiplies them with every row of a tile, and the parts are summed through shared memory. In
+`resident_kernels` a block has all units, in `exchange_kernels` it has some.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba.cuda.extending import register_jitable
 
-from ..cells import HIDDEN, Cell
-from ..plan import phase_plans
 from .intrinsics import load_four
-
-# A thread's weights stay in registers if loops over them are unrolled, which ends somewhere above
-# the longest part; addresses, strides and values need the other registers (with 80, the LSTM spills
-# at H = 80 on sm_80). The tests look for spills in the machine code.
-LONGEST_PART = 32
-OTHER_REGISTERS = 96
-MOST_REGISTERS = 255  # of a thread
 
 
 class Tile(NamedTuple):
@@ -30,7 +18,7 @@ class Tile(NamedTuple):
     H: int
     units: int  # of them that the block has
     parts: int  # of the vectors that weights are multiplied with
-    length: int  # of a part, in whole groups of four
+    length: int  # of a part, a multiple of four
     rows: int
 
     @property
@@ -39,16 +27,14 @@ class Tile(NamedTuple):
         return self.units * self.parts
 
     @property
+    def slices(self) -> int:
+        """Blocks that have all units together."""
+        return -(-self.H // self.units)
+
+    @property
     def padded(self) -> int:
         """Length of the vectors."""
         return self.parts * self.length
-
-
-def has_one_product(cell: Cell, dtype: np.dtype[Any]) -> bool:
-    """Whether a cell's step is one product with h, of numbers that the loads of four are for."""
-    (part, *more) = phase_plans(cell)
-    plain = cell.phases[0].operand is HIDDEN
-    return not more and part.recurrents > 0 and plain and dtype.itemsize == 4
 
 
 def make_product(tile: Tile, gates: int, by_columns: bool) -> tuple[Any, Any]:
@@ -63,37 +49,38 @@ def make_product(tile: Tile, gates: int, by_columns: bool) -> tuple[Any, Any]:
 
     if by_columns:
 
-        def place(gate, unit, k):
+        def index(gate, unit, k):
             return gate * H + k, unit
 
     else:
 
-        def place(gate, unit, k):
+        def index(gate, unit, k):
             return gate * H + unit, k
 
-    weight_at = register_jitable(place)
+    weight_at = register_jitable(index)
 
     if units == H:
 
-        def is_there(unit, k):
+        def is_inside(unit, k):
             return k < H
 
     else:  # the last block may have fewer units
 
-        def is_there(unit, k):
+        def is_inside(unit, k):
             return k < H and unit < H
 
-    has_weight = register_jitable(is_there)
+    has_weight = register_jitable(is_inside)
 
     def load(weight_hh, unit, part, weights, zero):
         # weight_hh: (gates * H, H); weights: (gates, length), of the thread
         for gate in range(gates):
             for k in range(length):
                 row, column = weight_at(gate, unit, part * length + k)
-                there = has_weight(unit, part * length + k)
-                weights[gate, k] = weight_hh[row, column] if there else zero
+                inside = has_weight(unit, part * length + k)
+                weights[gate, k] = weight_hh[row, column] if inside else zero
 
     def dot(weights, gate, vectors, row, which, part, total):
+        # weights: (gates, length), of the thread; vectors: (rows, vectors, padded), shared
         for k in range(0, length, 4):
             a, b, c, d = load_four(vectors, row, which, part * length + k)
             total += weights[gate, k] * a
@@ -107,6 +94,7 @@ def make_product(tile: Tile, gates: int, by_columns: bool) -> tuple[Any, Any]:
     if by_columns:
 
         def multiply(weights, vectors, rows, part, unit, sums, zero):
+            # vectors: (rows, gates, padded); sums: (parts * rows, 1, units)
             for row in range(rows):
                 total = zero
                 for gate in range(gates):
@@ -116,23 +104,10 @@ def make_product(tile: Tile, gates: int, by_columns: bool) -> tuple[Any, Any]:
     else:
 
         def multiply(weights, vectors, rows, part, unit, sums, zero):
+            # vectors: (rows, 1, padded); sums: (parts * rows, gates, units)
             for row in range(rows):
                 for gate in range(gates):
                     total = add_dot(weights, gate, vectors, row, 0, part, zero)
                     sums[part * most_rows + row, gate, unit] = total
 
     return register_jitable(load), register_jitable(multiply)
-
-
-def make_gather(most_rows: int, gates: int) -> Callable[..., None]:
-    """Build what sums the parts of one row and unit, into those of the first part."""
-
-    def gather(sums, row, unit, parts):
-        # sums: (parts * rows, gates, units)
-        for gate in range(gates):
-            total = sums[row, gate, unit]
-            for part in range(1, parts):
-                total += sums[part * most_rows + row, gate, unit]
-            sums[row, gate, unit] = total
-
-    return register_jitable(gather)

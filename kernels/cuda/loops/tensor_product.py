@@ -4,9 +4,9 @@ A block multiplies its own units' weights with the vectors of eight rows. A warp
 units, of all gates, and a quarter of what they are multiplied with: its weights lie in registers,
 and those that do not fit there in shared memory; the quarters are summed through shared memory.
 
-Tensor cores take words (see `intrinsics`), eight of each row of a tile at once. Which eight is free
-where weights and vectors agree on it: a lane's four words of two products are neighbours here, so
-that it loads them at once.
+Tensor cores take words (see `tensor_intrinsics`), eight of each row of a tile at once. Which eight
+is free where weights and vectors agree on it: a lane's four words of two products are neighbours
+here, so that it loads them at once.
 """
 
 from collections.abc import Callable
@@ -14,50 +14,48 @@ from typing import Any, NamedTuple
 
 from numba.cuda.extending import register_jitable
 
-from .intrinsics import (
+from .. import tuning
+from .tensor_intrinsics import (
     load_words,
-    multiply_bf16,
-    multiply_tf32,
-    one_tf32,
-    put_bf16,
-    put_tf32,
-    two_bf16,
+    mma_bf16,
+    mma_tf32,
+    pack_bf16,
+    round_tf32,
+    store_remote_bf16,
+    store_remote_tf32,
 )
 
 ROWS = 8  # of a tile
 PARTS = 4  # of the vectors, each of other warps
 UNITS = 16  # of a warp
 LANES = 32
-_AT_ONCE = 16  # words of a row in two products
-_A_LANE = 8  # words of the weights in two products
-# Words of weights in a thread's registers, of which it has 255 with up to 256 threads a block: with
-# 128, the LSTM spills at H = 512. The tests look for spills in the machine code.
-_MOST_HELD = 104
+_PAIR_WORDS = 16  # words of a row in two products
+_LANE_WORDS = 8  # words of the weights in two products
 
 
-def _pair_of_bf16(weight_at, weight_hh, gate, unit, word, zero):
-    return two_bf16(
+def _word_of_bf16(weight_at, weight_hh, gate, unit, word, zero):
+    return pack_bf16(
         weight_at(weight_hh, gate, unit, 2 * word, zero),
         weight_at(weight_hh, gate, unit, 2 * word + 1, zero),
     )
 
 
-def _one_of_tf32(weight_at, weight_hh, gate, unit, word, zero):
-    return one_tf32(weight_at(weight_hh, gate, unit, word, zero))
+def _word_of_tf32(weight_at, weight_hh, gate, unit, word, zero):
+    return round_tf32(weight_at(weight_hh, gate, unit, word, zero))
 
 
 class Numbers(NamedTuple):
     """How a precision's numbers are rounded, sent and multiplied."""
 
-    a_word: int
+    per_word: int  # numbers of a word
     word: Callable[..., Any]
-    put: Callable[..., None]
+    store_remote: Callable[..., None]
     multiply: Callable[..., Any]
 
 
 NUMBERS = {
-    "bf16": Numbers(2, register_jitable(_pair_of_bf16), put_bf16, multiply_bf16),
-    "tf32": Numbers(1, register_jitable(_one_of_tf32), put_tf32, multiply_tf32),
+    "bf16": Numbers(2, register_jitable(_word_of_bf16), store_remote_bf16, mma_bf16),
+    "tf32": Numbers(1, register_jitable(_word_of_tf32), store_remote_tf32, mma_tf32),
 }
 
 
@@ -70,7 +68,7 @@ class TensorTile(NamedTuple):
     vectors: int  # of a row: h, or gradients by gate
     blocks: int  # of a cluster
     units: int  # of a block
-    places: int  # for vectors: two, used in turns, or one
+    buffers: int  # for vectors: two, used in turns, or one
 
     @property
     def threads(self) -> int:
@@ -80,12 +78,12 @@ class TensorTile(NamedTuple):
     @property
     def pairs(self) -> int:
         """Pairs of products of a part."""
-        return -(-self.H // (NUMBERS[self.precision].a_word * PARTS * _AT_ONCE))
+        return -(-self.H // (NUMBERS[self.precision].per_word * PARTS * _PAIR_WORDS))
 
     @property
-    def held(self) -> int:
+    def in_registers(self) -> int:
         """Those of all gates' whose weights are in registers, gate by gate of the first pairs."""
-        return min(self.pairs * self.gates, _MOST_HELD // _A_LANE)
+        return min(self.pairs * self.gates, tuning.CLUSTER_WEIGHT_REGISTERS // _LANE_WORDS)
 
     @property
     def stride(self) -> int:
@@ -94,7 +92,7 @@ class TensorTile(NamedTuple):
         Lanes of eight rows load at once: the rows' distance is an odd multiple of half the banks of
         shared memory, which there is for fewer than eight vectors.
         """
-        words = PARTS * self.pairs * _AT_ONCE
+        words = PARTS * self.pairs * _PAIR_WORDS
         apart = (n for n in range(words, words + 32, 4) if n * self.vectors % 32 == 16)
         return next(apart, words)
 
@@ -102,12 +100,12 @@ class TensorTile(NamedTuple):
     def first_vector(self) -> int:
         """The first word of the vectors: before them are weights."""
         warps = self.threads // LANES
-        return warps * (self.pairs * self.gates - self.held) * _A_LANE * LANES
+        return warps * (self.pairs * self.gates - self.in_registers) * _LANE_WORDS * LANES
 
     @property
     def words(self) -> int:
         """Words of shared memory: weights and vectors."""
-        return self.first_vector + self.places * ROWS * self.vectors * self.stride
+        return self.first_vector + self.buffers * ROWS * self.vectors * self.stride
 
     @property
     def sums(self) -> tuple[int, int, int]:
@@ -121,14 +119,14 @@ class TensorTile(NamedTuple):
         return PARTS * ROWS, gates, next(apart, self.units)
 
 
-def make_place(tile: TensorTile) -> Callable[..., Any]:
-    """Build ``place(step, row, vector)``: the first word of a vector of a row."""
-    vectors, stride, first, places = tile.vectors, tile.stride, tile.first_vector, tile.places
+def _make_vector_start(tile: TensorTile) -> Callable[..., Any]:
+    """Build ``vector_start(step, row, vector)``: the first word of a vector of a row."""
+    vectors, stride, first, buffers = tile.vectors, tile.stride, tile.first_vector, tile.buffers
 
-    def place(step, row, vector):
-        return first + ((step % places * ROWS + row) * vectors + vector) * stride
+    def vector_start(step, row, vector):
+        return first + ((step % buffers * ROWS + row) * vectors + vector) * stride
 
-    return register_jitable(place)
+    return register_jitable(vector_start)
 
 
 def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
@@ -139,10 +137,14 @@ def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
     vectors[row, gate, k]. Both over the k of the part. Weights are loaded for units of the cell;
     sums are of the block's units.
     """
-    H, gates, pairs, held = tile.H, tile.gates, tile.pairs, tile.held
-    kept, part_words, tiles = pairs * gates - held, pairs * _AT_ONCE, tile.units // UNITS
+    H, gates, pairs, in_registers = tile.H, tile.gates, tile.pairs, tile.in_registers
+    in_shared, part_words, tiles = (
+        pairs * gates - in_registers,
+        pairs * _PAIR_WORDS,
+        tile.units // UNITS,
+    )
     _, word_of, _, multiply_tiles = NUMBERS[tile.precision]
-    place = make_place(tile)
+    vector_start = _make_vector_start(tile)
 
     if by_columns:
 
@@ -156,51 +158,51 @@ def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
 
     weight_at = register_jitable(weight)
 
-    def a_word(weight_hh, first_unit, thread, product, number, zero):
+    def weight_word(weight_hh, first_unit, thread, product, number, zero):
         # The numbers of a lane's words: unit and unit + 8 of the first word, of the second, ...
         pair, gate = product // gates, product % gates
         warp, lane = thread // LANES, thread % LANES
         unit = first_unit + warp % tiles * UNITS + lane // 4 + number % 2 * 8
-        word = warp // tiles * part_words + pair * _AT_ONCE + lane % 4 * 4 + number // 2
+        word = warp // tiles * part_words + pair * _PAIR_WORDS + lane % 4 * 4 + number // 2
         return word_of(weight_at, weight_hh, gate, unit, word, zero)
 
-    def kept_place(thread, product, half):
+    def shared_start(thread, product, half):
         # Neighbouring lanes load four neighbouring words each.
-        number = thread // LANES * kept + product - held
+        number = thread // LANES * in_shared + product - in_registers
         return ((number * 2 + half) * LANES + thread % LANES) * 4
 
-    load_word, place_of = register_jitable(a_word), register_jitable(kept_place)
+    load_word, shared_start_of = register_jitable(weight_word), register_jitable(shared_start)
 
-    def make_hold(count: int) -> Callable[..., None]:
+    def make_load_registers(count: int) -> Callable[..., None]:
         """Build what loads so many words into registers.
 
         Written out: LLVM does not unroll such a loop, and without that an array is in memory.
         """
         if count == 1:
 
-            def hold(at, weight_hh, first_unit, thread, weights, zero):
-                weights[at // _A_LANE, at % _A_LANE] = load_word(
-                    weight_hh, first_unit, thread, at // _A_LANE, at % _A_LANE, zero
+            def load_some(at, weight_hh, first_unit, thread, weights, zero):
+                weights[at // _LANE_WORDS, at % _LANE_WORDS] = load_word(
+                    weight_hh, first_unit, thread, at // _LANE_WORDS, at % _LANE_WORDS, zero
                 )
 
         else:
             half = count // 2
-            first, second = make_hold(half), make_hold(count - half)
+            first, second = make_load_registers(half), make_load_registers(count - half)
 
-            def hold(at, weight_hh, first_unit, thread, weights, zero):
+            def load_some(at, weight_hh, first_unit, thread, weights, zero):
                 first(at, weight_hh, first_unit, thread, weights, zero)
                 second(at + half, weight_hh, first_unit, thread, weights, zero)
 
-        return register_jitable(forceinline=True)(hold)
+        return register_jitable(forceinline=True)(load_some)
 
-    hold_all = make_hold(held * _A_LANE)
+    load_registers = make_load_registers(in_registers * _LANE_WORDS)
 
     def load(weight_hh, first_unit, thread, weights, words, zero):
-        # weight_hh: (gates * H, H); weights: (held, 8), of the thread; words: flat, shared
-        hold_all(0, weight_hh, first_unit, thread, weights, zero)
-        for product in range(held, pairs * gates):
-            for number in range(_A_LANE):
-                words[place_of(thread, product, number // 4) + number % 4] = load_word(
+        # weight_hh: (gates * H, H); weights: (in_registers, 8), of the thread; words: flat, shared
+        load_registers(0, weight_hh, first_unit, thread, weights, zero)
+        for product in range(in_registers, pairs * gates):
+            for number in range(_LANE_WORDS):
+                words[shared_start_of(thread, product, number // 4) + number % 4] = load_word(
                     weight_hh, first_unit, thread, product, number, zero
                 )
 
@@ -213,36 +215,39 @@ def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
 
     add_products = register_jitable(add)
 
-    def add_held(weights, words, thread, step, product, total):
+    def add_from_registers(weights, words, thread, step, product, total):
         w, gate = weights[product], product % gates
-        b = load_words(words, vector_place(thread, step, gate, product // gates))
+        b = load_words(words, vector_word(thread, step, gate, product // gates))
         add_products((w[0], w[1], w[2], w[3]), (w[4], w[5], w[6], w[7]), b, total, gate)
 
-    def add_kept(words, thread, step, product, total, gate):
-        b = load_words(words, vector_place(thread, step, gate, product // gates))
-        low = load_words(words, place_of(thread, product, 0))
-        high = load_words(words, place_of(thread, product, 1))
+    def add_from_shared(words, thread, step, product, total, gate):
+        b = load_words(words, vector_word(thread, step, gate, product // gates))
+        low = load_words(words, shared_start_of(thread, product, 0))
+        high = load_words(words, shared_start_of(thread, product, 1))
         add_products(low, high, b, total, gate)
 
-    from_registers, from_memory = register_jitable(add_held), register_jitable(add_kept)
-    whole = -(-held // gates) * gates
+    from_registers, from_shared = (
+        register_jitable(add_from_registers),
+        register_jitable(add_from_shared),
+    )
+    whole = -(-in_registers // gates) * gates
 
     def add_all(weights, words, thread, step, total):
-        for product in range(held):
+        for product in range(in_registers):
             from_registers(weights, words, thread, step, product, total)
-        for product in range(held, whole):
-            from_memory(words, thread, step, product, total, product % gates)
+        for product in range(in_registers, whole):
+            from_shared(words, thread, step, product, total, product % gates)
         for first in range(whole, pairs * gates, gates):
             for gate in range(gates):
-                from_memory(words, thread, step, first + gate, total, gate)
+                from_shared(words, thread, step, first + gate, total, gate)
 
     def vector_at(thread, step, vector, pair):
         warp, lane = thread // LANES, thread % LANES
-        word = warp // tiles * part_words + pair * _AT_ONCE + lane % 4 * 4
-        return place(step, lane // 4, vector) + word
+        word = warp // tiles * part_words + pair * _PAIR_WORDS + lane % 4 * 4
+        return vector_start(step, lane // 4, vector) + word
 
     if by_columns:
-        vector_place = register_jitable(vector_at)
+        vector_word = register_jitable(vector_at)
 
         def store(sums, part, row, unit, total, number):
             all_gates = total[0, number]
@@ -253,10 +258,10 @@ def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
     else:
 
         def only_vector_at(thread, step, gate, pair):
-            return first_vector_place(thread, step, 0, pair)
+            return first_vector_word(thread, step, 0, pair)
 
-        first_vector_place = register_jitable(vector_at)
-        vector_place = register_jitable(only_vector_at)
+        first_vector_word = register_jitable(vector_at)
+        vector_word = register_jitable(only_vector_at)
 
         def store(sums, part, row, unit, total, number):
             for gate in range(gates):
@@ -283,25 +288,25 @@ def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
 
 def make_send(tile: TensorTile) -> Callable[..., None]:
     """Build what gives a row's values of one unit, a tuple, to all blocks of the cluster."""
-    _, _, put, _ = NUMBERS[tile.precision]
-    a_word, blocks = NUMBERS[tile.precision].a_word, tile.blocks
-    place = make_place(tile)
+    _, _, store_remote, _ = NUMBERS[tile.precision]
+    per_word, blocks = NUMBERS[tile.precision].per_word, tile.blocks
+    vector_start = _make_vector_start(tile)
 
     def make(vectors: int) -> Callable[..., None]:
         if vectors == 0:
 
-            def send(words, step, row, unit, group):
+            def send(words, step, row, unit, values):
                 return
 
         else:
             before, last = make(vectors - 1), vectors - 1
 
-            def send(words, step, row, unit, group):
+            def send(words, step, row, unit, values):
                 # words: flat, shared
-                before(words, step, row, unit, group)
-                at = place(step, row, last) * a_word + unit
+                before(words, step, row, unit, values)
+                at = vector_start(step, row, last) * per_word + unit
                 for rank in range(blocks):
-                    put(words, at, rank, group[last])
+                    store_remote(words, at, rank, values[last])
 
         return register_jitable(send)
 
