@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from .check_calls import (
+    check_attention,
     check_devices,
     check_gradients,
     check_lengths,
@@ -77,6 +78,8 @@ class Call:
         Where there are devices: finds that of the arrays, unless it is current.
     as_sequence : index
         That gives one step of each sample, (N, I), as sequences, (N, 1, I); or of one, (I,).
+    takes_attention : bool
+        Whether the cell takes a number for each sample and step.
     takes_member : bool
         Whether a user's state is the only member of the one that the stack takes.
     """
@@ -96,6 +99,7 @@ class Call:
         self._device_of = architecture.backend.kernels.device_of
         self.elsewhere = None if self._device_of is None else self._elsewhere
         self._num_states = len(architecture.cell.states)
+        self.takes_attention = bool(architecture.cell.step_inputs)
         self.takes_member = layout.batched and self._num_states == 1
         # Kinds of the gradients for which `backward` was called, and which need no check.
         self._seen_gradients: set[Any] = set()
@@ -134,6 +138,20 @@ class Call:
             return self.stack.zero_state()
         members = (state,) if self._num_states == 1 else tuple(state)
         return members if self.layout.batched else self.layout.inner_state(members)
+
+    def inner_attention(self, attention: Any, params: Params) -> Any:
+        """A user's number for each sample and step as (N, T, 1), if it fits; None for None."""
+        layout = self.layout
+        shape: tuple[int, ...] = (self.T,)
+        if layout.batched:
+            shape = (self.T, self.N) if layout.time_major else (self.N, self.T)
+        check_attention(attention, params, shape, self._device_of)
+        return None if attention is None else layout.inner(attention[..., None])
+
+    def inner_attention_of_step(self, attention: Any, params: Params) -> Any:
+        """A user's number for each sample as (N, 1, 1), if it fits; None for None."""
+        check_attention(attention, params, (self.N,), self._device_of)
+        return None if attention is None else attention[:, None, None]
 
     def inner_gradient(self, dh_n: State) -> States | None:
         """A user's gradient of h_n, checked, as the stack takes it.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .backends import KERNELS, library_of_type
-from .kernels.cells import CELLS, Cell
+from .kernels.cells import CELLS, Cell, Weight
 from .names import FULL_NAME, named_arrays, suffix
 
 # --- values ---------------------------------------------------------------------------------------
@@ -195,8 +195,10 @@ def check_arrays(arrays: Mapping[str, Any], names: Collection[str]) -> None:
             library_of(name, array)
 
 
-def check_weights(cell: Cell, layers: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """The library of ``layers[layer][direction][name]``, if they are all weights of a stack.
+def check_weights(
+    cell: Cell, layers: Sequence[Sequence[Mapping[str, Any]]], weights: Sequence[Weight]
+) -> str:
+    """The library of ``layers[layer][direction][name]``, if they are these weights of a stack.
 
     Raises
     ------
@@ -209,25 +211,27 @@ def check_weights(cell: Cell, layers: Sequence[Sequence[Mapping[str, Any]]]) -> 
         found = [len(layer) for layer in layers]
         raise ValueError(f"layers: expected 1 or 2 directions, alike in all, got {found}")
     named = named_arrays(layers)
-    if "weight_ih_l0" not in named:
-        raise ValueError(f"weight_ih_l0: missing (cell {cell.name!r})")
+    name = cell.input_weight.name + suffix(0, 0)
+    if name not in named:
+        raise ValueError(f"{name}: missing (cell {cell.name!r})")
     library = common_library(named)
-    first = named["weight_ih_l0"]
-    check_dtype("weight_ih_l0", first.dtype)
+    first = named[name]
+    check_dtype(name, first.dtype)
     for key, array in named.items():
         if array.dtype != first.dtype:
-            raise TypeError(
-                f"{key}: expected dtype {first.dtype}, as weight_ih_l0, got {array.dtype}"
-            )
+            raise TypeError(f"{key}: expected dtype {first.dtype}, as {name}, got {array.dtype}")
     gates = len(cell.input_gates)
     if first.ndim != 2 or 0 in first.shape or first.shape[0] % gates:
         raise ValueError(
-            f"weight_ih_l0: expected shape ({gates}*H, I) for cell {cell.name!r}, "
+            f"{name}: expected shape ({gates}*H, I) for cell {cell.name!r}, "
             f"got {first.shape}{_other_cells(cell, layers[0][0])}"
         )
     hidden_size, size = first.shape[0] // gates, first.shape[1]
     for number, layer in enumerate(layers):
-        expected = cell.weight_shapes(size, hidden_size, "bias_ih_l0" in named)
+        bias = has_biases(cell, layers[0][0])
+        expected = {
+            w.name: w.shape(size, hidden_size) for w in weights if bias or not w.is_optional
+        }
         for direction, arrays in enumerate(layer):
             try:
                 _check_shapes(arrays, expected, suffix(number, direction), cell)
@@ -235,6 +239,17 @@ def check_weights(cell: Cell, layers: Sequence[Sequence[Mapping[str, Any]]]) -> 
                 raise ValueError(f"{error}{_other_cells(cell, layers[0][0])}") from None
         size = hidden_size * len(layer)
     return library
+
+
+def has_biases(cell: Cell, arrays: Collection[str]) -> bool:
+    """Whether one of these names is a weight that ``bias=False`` leaves out."""
+    return any(w.name in arrays for w in cell.weights if w.is_optional) or not cell.can_lack_biases
+
+
+def check_bias(cell: Cell, bias: bool) -> None:
+    """Refuse cells without biases whose gates have nothing else."""
+    if not bias and not cell.can_lack_biases:
+        raise ValueError(f"bias: expected True for cell {cell.name!r}, got False")
 
 
 def _check_shapes(
@@ -257,13 +272,13 @@ def _check_shapes(
 def _other_cells(cell: Cell, arrays: Mapping[str, Any]) -> str:
     """Which cells the first layer's weights are shaped for, if not for this one."""
     shapes = {name: array.shape for name, array in arrays.items()}
-    if len(shapes["weight_ih"]) != 2:
+    if len(shapes[cell.input_weight.name]) != 2:
         return ""
-    rows, columns = shapes["weight_ih"]
+    rows, columns = shapes[cell.input_weight.name]
     fitting = []
     for name, table in CELLS.items():
         hidden_size, left = divmod(rows, len(table.input_gates))
-        expected = table.weight_shapes(columns, hidden_size, "bias_ih" in shapes)
+        expected = table.weight_shapes(columns, hidden_size, has_biases(table, shapes))
         if name != cell.name and left == 0 and shapes == expected:
             fitting.append(name)
     return f"; these are shapes of cell {' or '.join(map(repr, fitting))}" if fitting else ""
@@ -297,6 +312,9 @@ def check_places(found: Collection[tuple[int, int]], expected: Iterable[tuple[in
 def check_structure(
     params: Any, names: Iterable[str], expected: Any, expected_names: Iterable[str]
 ) -> None:
-    """Refuse params whose cell, or full names of arrays, are not those of others."""
-    if params.cell != expected.cell or list(names) != list(expected_names):
+    """Refuse params whose cell, or full names of trainable arrays, are not those of others."""
+    own, others = list(names), list(expected_names)
+    trainable = {w.name for w in cell_named(expected.cell).weights if w.is_trainable}
+    needed = [name for name in others if name.rpartition("_l")[0] in trainable]
+    if params.cell != expected.cell or own not in (others, needed):
         raise ValueError(f"others: expected the structure of {expected!r}, got {params!r}")

@@ -13,7 +13,7 @@ from .check import (
     common_library,
     whole_number,
 )
-from .params import Params
+from .params import Params, first_array
 
 
 def check_sequence(params: Params, x: Any, time_major: Any) -> None:
@@ -44,7 +44,7 @@ def check_one_step(params: Params, x_t: Any) -> None:
 
 def _check_same_kind(name: str, array: Any, params: Params) -> None:
     """Refuse what is no array of the params' library, and another dtype than theirs."""
-    common_library({name: array, "params": params.layers[0][0].weight_ih})
+    common_library({name: array, "params": first_array(params)})
     if array.dtype != params.dtype:
         check_dtype(name, array.dtype)
         if params.dtype == np.float32:
@@ -154,6 +154,32 @@ def _check_members(
         if member is not None:
             _check_same_kind(label, member, params)
             check_shape(label, member, shape, meaning)
+
+
+def check_attention(attention: Any, params: Params, shape: tuple[int, ...], device_of: Any) -> None:
+    """Refuse numbers of each step that do not fit, or that are missing, or not taken."""
+    taken = cell_named(params.cell).step_inputs
+    if attention is None:
+        if taken:
+            raise ValueError(
+                f"attention: expected an array of shape {shape} for cell {params.cell!r}, got None"
+            )
+        return
+    if not taken:
+        raise ValueError(f"attention: expected None for cell {params.cell!r}, which takes none")
+    _check_same_kind("attention", attention, params)
+    check_shape("attention", attention, shape, "(that of x without features)")
+    if device_of is not None:
+        check_devices(device_of(first_array(params)), device_of, {"attention": attention})
+
+
+def check_batch(params: Params, valid_steps: int) -> None:
+    """Refuse a batch of one valid step where a batch norm takes its statistics."""
+    if valid_steps == 1 and cell_named(params.cell).norm is not None:
+        raise ValueError(
+            f"x: expected at least two valid steps to train cell {params.cell!r}, whose batch norm "
+            "takes its statistics from them; got one"
+        )
 
 
 def check_devices(home: Any, device_of: Callable[[Any], Any], arguments: Mapping[str, Any]) -> None:

@@ -11,8 +11,7 @@ FULL_NAME = re.compile(r"(?P<name>[a-z_]+)_l(?P<layer>0|[1-9][0-9]{0,8})(?P<reve
 
 def weight_names() -> list[str]:
     """Names of the weights that any cell has, in the order of the tables."""
-    shapes = (cell.weight_shapes(1, 1, bias=True) for cell in CELLS.values())
-    return list(dict.fromkeys(name for names in shapes for name in names))
+    return list(dict.fromkeys(w.name for cell in CELLS.values() for w in cell.weights))
 
 
 def suffix(layer: int, direction: int) -> str:

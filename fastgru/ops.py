@@ -6,7 +6,7 @@ directions.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from .calls import State, call_for, call_of_sequence, prepare_step, run_on
 from .packed import Packed, operands_of
@@ -14,8 +14,14 @@ from .params import Params
 from .saved import Saved, kept_by
 
 
-class Gradients(NamedTuple):
-    """Gradients of a loss, each shaped like the argument it belongs to.
+class _Gradients(NamedTuple):
+    x: Any
+    h0: State
+    params: Params
+
+
+class Gradients(_Gradients):
+    """Gradients of a loss, each shaped like the argument it belongs to: a tuple of three.
 
     Attributes
     ----------
@@ -23,11 +29,20 @@ class Gradients(NamedTuple):
     h0 : array, or tuple of arrays for cells with more than one state
         Also when h0 was None.
     params : Params
+        Of the trainable weights.
+    attention : array or None
+        For cells that take one; no member of the tuple.
     """
 
-    x: Any
-    h0: State
-    params: Params
+    attention: Any
+
+    def __new__(cls, x: Any, h0: State, params: Params, attention: Any = None) -> Self:
+        gradients = super().__new__(cls, x, h0, params)
+        gradients.attention = attention
+        return gradients
+
+    def __getnewargs__(self) -> Any:
+        return *self, self.attention
 
 
 def forward(
@@ -36,6 +51,7 @@ def forward(
     h0: State = None,
     *,
     lengths: Sequence[int] | Any = None,
+    attention: Any = None,
     time_major: bool = False,
     precision: str | None = None,
 ) -> tuple[Any, State]:
@@ -53,6 +69,9 @@ def forward(
     lengths : (N,) sequence of int, optional
         How many leading steps of each sample are valid, 0 to T; all by default. Steps after them
         are never read. Not for an `x` without samples.
+    attention : (N, T) array, optional
+        For cells that take a number for each sample and step, and for them alone. (T, N) where
+        `time_major`, (T,) without samples.
     time_major : bool
         `x` and `y` are (T, N, …). No effect without samples.
     precision : {None, "tf32", "bf16"}
@@ -101,11 +120,14 @@ def forward(
     call = call_of_sequence(operands, x, h0, time_major, precision)
     stack = call.stack if lengths is None else call.stack_with(lengths)
     if call.elsewhere and (device := call.elsewhere(operands, x=x, h0=h0)):
-        options = {"lengths": lengths, "time_major": time_major, "precision": precision}
+        options = {"time_major": time_major, "precision": precision}
+        options |= {"lengths": lengths, "attention": attention}
         return run_on(device, forward, x, params, h0, **options)
     layout, initial = call.layout, call.inner_state(h0)
+    if attention is not None or call.takes_attention:
+        attention = call.inner_attention(attention, operands.params)
     layouts = operands.layouts or operands.lay_out()
-    final, y = stack.forward(layout.inner(x), layouts, initial)
+    final, y = stack.forward(layout.inner(x), layouts, initial, attention)
     if layouts is not operands.layouts:
         operands.give_back(layouts)
     return layout.outer(y), layout.outer_state(final)
@@ -117,6 +139,7 @@ def forward_train(
     h0: State = None,
     *,
     lengths: Sequence[int] | Any = None,
+    attention: Any = None,
     time_major: bool = False,
     precision: str | None = None,
 ) -> tuple[Any, State, Saved]:
@@ -135,19 +158,28 @@ def forward_train(
     call = call_of_sequence(operands, x, h0, time_major, precision)
     stack = call.stack if lengths is None else call.stack_with(lengths)
     if call.elsewhere and (device := call.elsewhere(operands, x=x, h0=h0)):
-        options = {"lengths": lengths, "time_major": time_major, "precision": precision}
+        options = {"time_major": time_major, "precision": precision}
+        options |= {"lengths": lengths, "attention": attention}
         return run_on(device, forward_train, x, params, h0, **options)
     layout, initial = call.layout, call.inner_state(h0)
     if h0 is not None:  # callers carry the state on in place: backward must see what forward saw
         initial = tuple([member.copy() for member in initial])
-    layouts = operands.layouts or operands.lay_out()
-    final, sequences, values = stack.forward_train(layout.inner(x), layouts, initial)
-    if layouts is not operands.layouts:
-        operands.give_back(layouts)
+    if attention is not None or call.takes_attention:
+        attention = call.inner_attention(attention, operands.params)
+    if stack.normalises:
+        final, sequences, values, trained = stack.forward_normalised(
+            layout.inner(x), operands, initial, attention
+        )
+        operands = operands_of(trained)
+    else:
+        layouts = operands.layouts or operands.lay_out()
+        final, sequences, values = stack.forward_train(layout.inner(x), layouts, initial, attention)
+        if layouts is not operands.layouts:
+            operands.give_back(layouts)
     y = layout.outer(sequences[-1])
     # Views of our own: a shape changed in place must not change what backward reads.
     sequences[0], sequences[-1] = sequences[0][:], sequences[-1][:]
-    saved = Saved((operands, call, stack, initial, sequences, values))
+    saved = Saved((operands, call, stack, initial, sequences, values, attention))
     return y, layout.outer_state(final), saved
 
 
@@ -175,24 +207,32 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
     TypeError, ValueError
         If a gradient is not of the library, dtype and shape of its array, or both are missing.
     """
-    operands, call, stack, initial, sequences, values = kept_by(saved)
+    operands, call, stack, initial, sequences, values, attention = kept_by(saved)
     params, layout = operands.params, call.layout
     call.check_gradients(params, sequences[-1], dy, dh_n)
     if call.elsewhere and (device := call.elsewhere(operands, dy=dy, dh_n=dh_n)):
         return run_on(device, backward, saved, dy, dh_n)
-    dx, dinitial, dparams = stack.backward(
+    dx, dinitial, dparams, dattention = stack.backward(
         params,
         initial,
         sequences,
         values,
         None if dy is None else layout.inner(dy),
         call.inner_gradient(dh_n),
+        attention,
     )
-    return Gradients(layout.outer(dx), layout.outer_state(dinitial), dparams)
+    if dattention is not None:
+        dattention = layout.outer(dattention)[..., 0]
+    return Gradients(layout.outer(dx), layout.outer_state(dinitial), dparams, dattention)
 
 
 def step(
-    x_t: Any, params: Params | Packed, h: State = None, *, precision: str | None = None
+    x_t: Any,
+    params: Params | Packed,
+    h: State = None,
+    *,
+    attention: Any = None,
+    precision: str | None = None,
 ) -> tuple[Any, State]:
     """Advance a recurrent network by one time step, for streams.
 
@@ -205,6 +245,8 @@ def step(
     h : (L, N, H) array, optional
         State before the step, a pair (h, c) for the LSTM; zeros by default. (L, H) without
         samples.
+    attention : (N,) array, optional
+        As for `forward`, of this step; (1,) without samples.
     precision : {None, "tf32", "bf16"}
         As for `forward`.
 
@@ -223,11 +265,13 @@ def step(
     operands = operands_of(params)
     call = call_for(prepare_step, operands, x_t, h, False, precision)
     if call.elsewhere and (device := call.elsewhere(operands, x_t=x_t, h=h)):
-        return run_on(device, step, x_t, params, h, precision=precision)
+        return run_on(device, step, x_t, params, h, attention=attention, precision=precision)
     layouts = operands.layouts or operands.lay_out()
     # A user's state as the stack takes it: `inner_state`, or the same without its 0.1 µs.
     initial = (h,) if call.takes_member and h is not None else call.inner_state(h)
-    final = call.stack.step(x_t[call.as_sequence], layouts, initial)
+    if attention is not None or call.takes_attention:
+        attention = call.inner_attention_of_step(attention, operands.params)
+    final = call.stack.step(x_t[call.as_sequence], layouts, initial, attention)
     if layouts is not operands.layouts:
         operands.give_back(layouts)
     if not call.layout.batched:

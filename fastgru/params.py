@@ -1,12 +1,13 @@
 """Weights of a stack of recurrent layers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 from .backends import backend
 from .check import (
     cell_named,
     check_arrays,
+    check_bias,
     check_callable,
     check_flag,
     check_key,
@@ -20,9 +21,10 @@ from .check import (
     check_structure,
     check_type,
     check_weights,
+    has_biases,
     library_of,
 )
-from .kernels.cells import CELLS
+from .kernels.cells import CELLS, Cell, Weight
 from .names import named_arrays, weight_names
 
 
@@ -82,11 +84,18 @@ def arrays_of(weights: Weights) -> dict[str, Any]:
     return weights._named
 
 
+def first_array(params: "Params") -> Any:
+    """One of the arrays, which are all of one library, dtype and device."""
+    return next(iter(arrays_of(params.layers[0][0]).values()))
+
+
 def weights_like(weights: Weights, arrays: dict[str, Any]) -> Weights:
-    """Weights of these arrays by name, which are there where those are; unchecked, kept."""
+    """Weights of these arrays by name, of those which are there; unchecked, kept."""
     like = object.__new__(type(weights))
     fields = vars(like)  # in one call with keywords it takes 0.2 µs more
     fields.update(vars(weights))
+    if len(arrays) != len(weights._named):  # gradients, of trainable weights alone
+        fields.update(dict.fromkeys(weights._named))
     fields.update(arrays)
     fields["_named"] = arrays
     return like
@@ -139,16 +148,23 @@ class Params:
             _directions(f"layers[{number}]", layer)
             for number, layer in enumerate(check_members("layers", layers, "sequences of Weights"))
         )
-        library = check_weights(table, _by_name(stack))
+        self._fill(table, stack, table.weights)
+
+    def _fill(
+        self, table: Cell, stack: tuple[tuple[Weights, ...], ...], expected: Sequence[Weight]
+    ) -> None:
+        """Set all attributes, if these weights are the ones expected."""
+        library = check_weights(table, _by_name(stack), expected)
         first = arrays_of(stack[0][0])
-        rows, input_size = first["weight_ih"].shape
+        matrix = first[table.input_weight.name]
+        rows, input_size = matrix.shape
         vars(self).update(
-            cell=cell,
+            cell=table.name,
             layers=stack,
             input_size=input_size,
             hidden_size=rows // len(table.input_gates),
-            bias="bias_ih" in first,
-            dtype=first["weight_ih"].dtype,
+            bias=has_biases(table, first),
+            dtype=matrix.dtype,
             library=library,
         )
 
@@ -172,6 +188,13 @@ class Params:
     def bidirectional(self) -> bool:
         """Whether there is a direction that runs backward in time."""
         return self.num_directions == 2
+
+    @property
+    def num_parameters(self) -> int:
+        """How many trainable numbers there are."""
+        trainable = [w.name for w in cell_named(self.cell).weights if w.is_trainable]
+        arrays = [arrays_of(weights) for layer in self.layers for weights in layer]
+        return sum(of[name].size for of in arrays for name in trainable if name in of)
 
     def __repr__(self) -> str:
         return (
@@ -204,22 +227,8 @@ class Params:
             As for `Params`; ValueError also for a key that is not a weight's name.
         """
         check_mapping(mapping)
-        names = list(cell_named(cell).weight_shapes(1, 1, bias=True))
-        stack: dict[tuple[int, int], dict[str, Any]] = {}
-        for key, array in mapping.items():
-            name, layer, direction = check_key(key, names)
-            library_of(key, array)
-            stack.setdefault((layer, direction), {})[name] = array
-        directions = 1 + max((direction for _, direction in stack), default=0)
-        layers = -(-len(stack) // directions)
-        check_places(stack, [(n, d) for n in range(layers) for d in range(directions)])
-        return cls(
-            cell,
-            [
-                [Weights(**stack[number, direction]) for direction in range(directions)]
-                for number in range(layers)
-            ],
-        )
+        names = [weight.name for weight in cell_named(cell).weights]
+        return cls(cell, _layers_of(mapping, names))
 
     def map(self, function: Callable[..., Any], *others: "Params") -> "Params":
         """Apply a function array by array.
@@ -230,7 +239,8 @@ class Params:
             Takes an array of each params and returns an array of the same shape, in any library
             and dtype that params may have.
         *others : Params
-            Params of the same structure: cell, layers, directions, bias.
+            Params of the same structure: cell, layers, directions, bias. Where one has no running
+            statistics, as gradients have none, those of `self` are kept as they are.
 
         Returns
         -------
@@ -253,11 +263,36 @@ class Params:
             check_type("others", other, Params)
             stacks.append(other.to_dict())
             check_structure(other, stacks[-1], self, stacks[0])
-        mapped = {key: function(*(stack[key] for stack in stacks)) for key in stacks[0]}
+        mapped = {
+            key: function(*(stack[key] for stack in stacks))
+            if all(key in stack for stack in stacks)
+            else stacks[0][key]
+            for key in stacks[0]
+        }
         for key, array in mapped.items():
             library_of(f"result of function for {key}", array)
             check_shape(f"result of function for {key}", array, stacks[0][key].shape, "as before")
-        return Params.from_dict(mapped, cell=self.cell)
+        of_layer = arrays_of(self.layers[0][0])
+        own = [w for w in cell_named(self.cell).weights if w.is_trainable or w.name in of_layer]
+        made = object.__new__(Params)
+        made._fill(cell_named(self.cell), _layers_of(mapped, [w.name for w in own]), own)
+        return made
+
+
+def _layers_of(mapping: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[Weights, ...], ...]:
+    """Arrays by their full names, which are made of these, as ``layers[layer][direction]``."""
+    stack: dict[tuple[int, int], dict[str, Any]] = {}
+    for key, array in mapping.items():
+        name, layer, direction = check_key(key, names)
+        library_of(key, array)
+        stack.setdefault((layer, direction), {})[name] = array
+    directions = 1 + max((direction for _, direction in stack), default=0)
+    layers = -(-len(stack) // directions)
+    check_places(stack, [(n, d) for n in range(layers) for d in range(directions)])
+    return tuple(
+        tuple(Weights(**stack[number, direction]) for direction in range(directions))
+        for number in range(layers)
+    )
 
 
 def params_like(params: Params, layers: tuple[tuple[Weights, ...], ...]) -> Params:
@@ -336,20 +371,15 @@ def init_params(
     library = "numpy" if like is None else library_of("like", like)
     kernels = None if library == "numpy" else backend(library).kernels
     generator = check_rng(rng)
-    limit = hidden**-0.5
+    check_bias(table, with_bias)
 
-    def draw(shape: tuple[int, ...]) -> Any:
-        drawn = generator.uniform(-limit, limit, shape).astype(kind)
+    def draw(weight: Weight, input_size: int) -> Any:
+        drawn = weight.initial(generator, weight.shape(input_size, hidden), hidden).astype(kind)
         return drawn if kernels is None else kernels.place(drawn, like)
 
     stack = []
     for _ in range(layers):
-        shapes = table.weight_shapes(size, hidden, with_bias)
-        stack.append(
-            [
-                Weights(**{name: draw(shape) for name, shape in shapes.items()})
-                for _ in range(directions)
-            ]
-        )
+        own = table.weights_with(with_bias)
+        stack.append([Weights(**{w.name: draw(w, size) for w in own}) for _ in range(directions)])
         size = hidden * directions
     return Params(cell, stack)

@@ -16,6 +16,7 @@ Kept = tuple[
     States,  # the initial ones
     list[Any],  # sequences: x, then the outputs of every layer: (N, T, features)
     list[list[Any]],  # values, [layer][direction], in the kernels' form
+    Any,  # attention, (N, T, 1), or None
 ]
 
 
@@ -25,7 +26,7 @@ class Saved:
     Attributes
     ----------
     params : Params
-        The weights used.
+        The weights used; running statistics are those after this batch.
     """
 
     __slots__ = "__weakref__", "_kept"

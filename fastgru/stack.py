@@ -7,7 +7,9 @@ a tuple of (layers * directions, N, H) arrays.
 import functools
 from typing import Any
 
-from .packed import Architecture, Layouts
+from .check_calls import check_batch
+from .kernels.layout import running_statistics
+from .packed import Architecture, Layouts, Operands
 from .params import Params, Weights, arrays_of, params_like, weights_like
 
 States = tuple[Any, ...]  # an array for each member of the cell's state
@@ -40,6 +42,8 @@ class Stack:
     ----------
     lengths : (N,) array or None
         Valid steps of each sample, where they are not all.
+    normalises : bool
+        Whether the cell normalises over a batch: then training is `forward_normalised`.
     recurrences : list
         The prepared kernels of each layer.
     """
@@ -55,6 +59,7 @@ class Stack:
         self.recurrences = self._recurrences_for(None)
         state = architecture.num_layers * D, N, H
         self._num_states = len(architecture.cell.states)
+        self.normalises = architecture.cell.norm is not None
         self._empty_member = functools.partial(xp.empty, state, self._dtype)
         self._zero_member = functools.partial(xp.zeros, state, self._dtype)
         self._new_y = self._new_y_by(xp.empty)
@@ -105,32 +110,38 @@ class Stack:
             return make(), make()
         return tuple([make() for _ in range(self._num_states)])
 
-    def forward(self, x: Any, layouts: Layouts, initial: States) -> tuple[States, Any]:
+    def forward(
+        self, x: Any, layouts: Layouts, initial: States, attention: Any = None
+    ) -> tuple[States, Any]:
         """The final state and the outputs of the last layer."""
         if self._D > 1:
-            final, (*_, y), _ = self._run(x, layouts, initial, keep=False)
+            final, (*_, y), _ = self._run(x, layouts, initial, attention, keep=False)
             return final, y
         # Of one direction, which may be in a hurry: the same with fewer calls.
         final = self._new_state(self._empty_member)
         for number, recurrence in enumerate(self.recurrences):
             y = self._new_y()
-            recurrence.forward(layouts[number][0], x, initial, number, False, y, final, False)
+            recurrence.forward(
+                layouts[number][0], x, initial, number, False, y, final, False, attention
+            )
             x = y
         return final, x
 
-    def step(self, x: Any, layouts: Layouts, initial: States) -> States:
+    def step(self, x: Any, layouts: Layouts, initial: States, attention: Any = None) -> States:
         """The final state of one direction after one time step: `forward`, shorter still."""
         if not self._final_is_y:
-            return self.forward(x, layouts, initial)[0]
+            return self.forward(x, layouts, initial, attention)[0]
         if self._num_states == 1:
             final: States = (self._empty_member(),)  # another call takes 0.05 µs
         else:
             final = self._new_state(self._empty_member)
-        self.recurrences[0].forward(layouts[0][0], x, initial, 0, False, final[0], final, False)
+        self.recurrences[0].forward(
+            layouts[0][0], x, initial, 0, False, final[0], final, False, attention
+        )
         return final
 
     def forward_train(
-        self, x: Any, layouts: Layouts, initial: States
+        self, x: Any, layouts: Layouts, initial: States, attention: Any = None
     ) -> tuple[States, list[Any], list[list[Any]]]:
         """Run forward and keep what `backward` needs.
 
@@ -140,6 +151,7 @@ class Stack:
         layouts : sequence of sequence
             Packed weights of every layer and direction.
         initial : tuple of (layers * directions, N, H) arrays
+        attention : (N, T, 1) array, optional
 
         Returns
         -------
@@ -149,10 +161,46 @@ class Stack:
         values : list of list
             What the kernels kept of every layer and direction.
         """
-        return self._run(x, layouts, initial, keep=True)
+        return self._run(x, layouts, initial, attention, keep=True)
+
+    def forward_normalised(
+        self, x: Any, operands: Operands, initial: States, attention: Any = None
+    ) -> tuple[States, list[Any], list[list[Any]], Params]:
+        """`forward_train` for cells that normalise over a batch.
+
+        The statistics of a layer's input are taken first, and its weights laid out with them. The
+        values kept are pairs of what the kernels kept and of the statistics. Params with the new
+        running statistics come last.
+        """
+        params, cell = operands.params, operands.architecture.cell
+        for recurrence in self.recurrences:
+            check_batch(params, recurrence.total)
+        sequences, values, trained = [x], [], []
+        final = self._new_state(self._empty_member)
+        H, D = self._H, self._D
+        packings = operands.architecture.packings
+        for number, (recurrence, packing) in enumerate(zip(self.recurrences, packings)):
+            y = self._new_y()
+            of_layer, trained_layer = [], []
+            for d, weights in enumerate(params.layers[number]):
+                arrays, y_out = arrays_of(weights), y if D == 1 else y[:, :, d * H : (d + 1) * H]
+                statistics = recurrence.statistics(arrays, x, d == 1)
+                layout = packing.pack(arrays, statistics)
+                kept = recurrence.forward(
+                    layout, x, initial, number * D + d, d == 1, y_out, final, True, attention
+                )
+                packing.give_back(layout)
+                of_layer.append((kept, statistics))
+                running = running_statistics(cell, arrays, statistics)
+                trained_layer.append(weights_like(weights, arrays | running))
+            x = y
+            sequences.append(y)
+            values.append(of_layer)
+            trained.append(tuple(trained_layer))
+        return final, sequences, values, params_like(params, tuple(trained))
 
     def _run(
-        self, x: Any, layouts: Layouts, initial: States, keep: bool
+        self, x: Any, layouts: Layouts, initial: States, attention: Any, keep: bool
     ) -> tuple[States, list[Any], list[list[Any]]]:
         """All layers and directions, for `forward_train`, or without keeping values."""
         sequences, values = [x], []
@@ -165,7 +213,7 @@ class Stack:
                 y_out = y if D == 1 else y[:, :, d * H : (d + 1) * H]
                 of_layer.append(
                     recurrence.forward(
-                        weights, x, initial, number * D + d, d == 1, y_out, final, keep
+                        weights, x, initial, number * D + d, d == 1, y_out, final, keep, attention
                     )
                 )
             x = y
@@ -181,13 +229,14 @@ class Stack:
         values: list[list[Any]],
         dy: Any,
         dfinal: States | None,
-    ) -> tuple[Any, States, Params]:
+        attention: Any = None,
+    ) -> tuple[Any, States, Params, Any]:
         """Gradients of everything, from those of y and of the final state.
 
         Parameters
         ----------
         params : Params
-        initial, sequences, values
+        initial, sequences, values, attention
             What `forward_train` took and gave.
         dy : (N, T, D*H) array or None
             Gradient of the outputs of the last layer.
@@ -198,8 +247,10 @@ class Stack:
         dx : (N, T, I) array
         dinitial : tuple of (layers * directions, N, H) arrays
         dparams : Params
+        dattention : (N, T, 1) array, or None
         """
         H, D = self._H, self._D
+        dattention = None if attention is None else self._xp.zeros(attention.shape, self._dtype)
         new_sequence = _time_major_sequence if self._time_major else _sequence
         dinitial = self._new_state(self._empty_member)
         dlayers: list[tuple[Weights, ...]] = []
@@ -212,11 +263,14 @@ class Stack:
                 if D > 1:
                     units = slice(d * H, (d + 1) * H)
                     own_y, own_dy = y[:, :, units], None if dy is None else dy[:, :, units]
+                kept, statistics = values[number][d], None
+                if self.normalises:
+                    kept, statistics = kept
                 gradients = self.recurrences[number].backward(
-                    arrays_of(weights), x, initial, number * D + d, d == 1, own_y,
-                    values[number][d], own_dy, dfinal, dx, dinitial,
+                    arrays_of(weights), x, initial, number * D + d, d == 1, own_y, kept, own_dy,
+                    dfinal, dx, dinitial, statistics, attention, dattention,
                 )  # fmt: skip
                 directions.append(weights_like(weights, gradients))
             dlayers.append(tuple(directions))
             dy = dx
-        return dy, dinitial, params_like(params, tuple(reversed(dlayers)))
+        return dy, dinitial, params_like(params, tuple(reversed(dlayers))), dattention

@@ -293,7 +293,13 @@ def folded_weights(
     found = {w.kind: weights.get(w.name) for w in cell.weights}
     matrix, scale, shift = (found[kind] for kind in (INPUT, NORM_SCALE, NORM_SHIFT))
     if statistics is None:
-        mean, variance = (found[k].astype("float64") for k in (NORM_MEAN, NORM_VARIANCE))
+        running = found[NORM_MEAN], found[NORM_VARIANCE]
+        if None in [a if a is None else 0 for a in running]:
+            raise ValueError(
+                f"params: expected running statistics for cell {cell.name!r}, got none; gradients "
+                "have none"
+            )
+        mean, variance = (array.astype("float64") for array in running)
     else:
         mean, variance, _ = statistics
     factor = scale / (variance + norm.eps) ** 0.5
@@ -303,3 +309,21 @@ def folded_weights(
     kept[name] = (matrix * factor[:, None]).astype(matrix.dtype)
     kept[FOLDED_SHIFT] = rest.astype(matrix.dtype)
     return kept
+
+
+def running_statistics(
+    cell: Cell, weights: Mapping[str, Any], statistics: Statistics
+) -> dict[str, Any]:
+    """The running statistics after a batch, by name; of no valid step they stay as they are."""
+    norm = cell.norm
+    if norm is None:
+        raise ValueError(f"cell {cell.name!r}: expected one with batch norm")
+    mean, variance, count = statistics
+    moved = {}
+    for kind, new in ((NORM_MEAN, mean), (NORM_VARIANCE, variance * (count / max(1, count - 1)))):
+        name = next(w.name for w in cell.weights if w.kind == kind)
+        running = weights[name]
+        if count > 1:
+            running = ((1 - norm.momentum) * running + norm.momentum * new).astype(running.dtype)
+        moved[name] = running
+    return moved

@@ -14,6 +14,8 @@ from fastgru.kernels.cells import CELLS
 TOY_CELLS = tuple(cell.name for cell in toys.TOYS)
 ALL_CELLS = tuple(CELLS)
 SHIPPED_CELLS = tuple(name for name in ALL_CELLS if name not in TOY_CELLS)
+# Cells whose rows do not depend on each other in training either.
+ROW_CELLS = tuple(name for name in ALL_CELLS if CELLS[name].norm is None)
 DTYPES = ("float32", "float64")
 
 each_cell = pytest.mark.parametrize("cell", ALL_CELLS)
@@ -31,6 +33,7 @@ class Problem(NamedTuple):
     lengths: Any
     dy: Any
     dh_n: tuple[Any, ...]
+    attention: Any = None  # (N, T), for cells that take a number for each sample and step
 
     @property
     def layers(self) -> Any:
@@ -46,7 +49,13 @@ class Problem(NamedTuple):
             self.lengths,
             self.dy.astype(dtype),
             tuple(h.astype(dtype) for h in self.dh_n),
+            None if self.attention is None else self.attention.astype(dtype),
         )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of forward by keyword."""
+        return {"lengths": self.lengths, "attention": self.attention}
 
 
 def as_state(members: tuple[Any, ...]) -> Any:
@@ -80,6 +89,7 @@ def draw(
     params = fastgru.init_params(
         I, H, cell=cell, num_layers=L, bidirectional=D == 2, bias=bias, rng=rng
     ).map(lambda w: w.astype(dtype))
+    takes_attention = bool(CELLS[cell].step_inputs)
     members = range(len(CELLS[cell].states))
     return Problem(
         normal(N, T, I),
@@ -88,6 +98,7 @@ def draw(
         lengths,
         normal(N, T, D * H),
         tuple(normal(L * D, N, H) for _ in members),
+        rng.random((N, T)).astype("float32").astype(dtype) if takes_attention else None,
     )
 
 
@@ -103,12 +114,16 @@ class Library(NamedTuple):
         to = self.asarray
         h0, dh_n = (tuple(map(to, state)) for state in (problem.h0, problem.dh_n))
         x, dy = to(problem.x), to(problem.dy)
-        return Problem(x, problem.params.map(to), h0, problem.lengths, dy, dh_n)
+        attention = None if problem.attention is None else to(problem.attention)
+        return Problem(x, problem.params.map(to), h0, problem.lengths, dy, dh_n, attention)
 
     def give(self, result: Any) -> Any:
         """Results in NumPy arrays: arrays, states, Gradients, Params."""
         if isinstance(result, fastgru.Params):
             return result.map(self.asnumpy)
+        if isinstance(result, fastgru.Gradients):
+            attention = None if result.attention is None else self.asnumpy(result.attention)
+            return fastgru.Gradients(*(self.give(part) for part in result), attention)
         if isinstance(result, tuple):
             parts = [self.give(part) for part in result]
             return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
@@ -120,16 +135,17 @@ NUMPY = Library("numpy", np.asarray, np.asarray)
 
 def solve(problem: Problem, library: Library = NUMPY) -> tuple[Any, Any, fastgru.Gradients]:
     """y, h_n and gradients from the library, computed on arrays of some array library."""
-    x, params, h0, lengths, dy, dh_n = library.take(problem)
-    y, h_n, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
+    given = library.take(problem)
+    x, params, h0, _, dy, dh_n, _ = given
+    y, h_n, saved = fastgru.forward_train(x, params, as_state(h0), **given.options)
     gradients = fastgru.backward(saved, dy, as_state(dh_n))
     return tuple(library.give(result) for result in (y, h_n, gradients))  # type: ignore[return-value]
 
 
 def specified(problem: Problem) -> tuple[Any, Any]:
     """y and h_n from the specification."""
-    x, params, h0, lengths, _, _ = problem
-    return reference.forward(x, problem.layers, params.cell, h0, lengths)
+    x, params, h0, lengths, _, _, attention = problem
+    return reference.forward(x, problem.layers, params.cell, h0, lengths, attention)
 
 
 def flatten(*results: Any) -> list[Any]:
@@ -138,6 +154,8 @@ def flatten(*results: Any) -> list[Any]:
     for result in results:
         if isinstance(result, fastgru.Params):
             arrays += result.to_dict().values()
+        elif isinstance(result, fastgru.Gradients):
+            arrays += flatten(*result, result.attention)
         elif isinstance(result, tuple):
             arrays += flatten(*result)
         elif result is not None:
@@ -186,10 +204,10 @@ def join(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 def rows_of(problem: Problem, rows: Any) -> Problem:
     """A problem with some rows of the batch, in the order given."""
-    x, params, h0, lengths, dy, dh_n = problem
+    x, params, h0, lengths, dy, dh_n, attention = problem
     if lengths is not None:
         lengths = np.asarray(lengths, np.intp)[rows]
     return Problem(
         x[rows], params, tuple(h[:, rows] for h in h0), lengths,
-        dy[rows], tuple(d[:, rows] for d in dh_n),
+        dy[rows], tuple(d[:, rows] for d in dh_n), None if attention is None else attention[rows],
     )  # fmt: skip

@@ -80,9 +80,41 @@ def lstm(x: Array, state: State, w: Weights) -> State:
     return sigmoid(a_o) * np.tanh(c), c
 
 
+def as_they_are(x: Array, valid: NDArray[np.bool_], w: Weights) -> Array:
+    """What steps read of x: x."""
+    return x
+
+
+def batch_norm(a: Array, valid: NDArray[np.bool_], w: Weights, eps: float = 1e-5) -> Array:
+    """a (N, T, F), normalised over its valid steps (N, T), scaled and shifted; 0 elsewhere.
+
+    Ioffe & Szegedy 2015, arXiv 1502.03167. Statistics given in `w` (running_mean, running_var) count
+    where its entry ``"training"`` is False.
+    """
+    rows = a[valid]
+    mean, centred = rows.mean(axis=0), rows - rows.mean(axis=0)
+    variance = (centred * centred).mean(axis=0)
+    if w.get("training") is False:
+        mean, variance = w["running_mean"], w["running_var"]
+    out = np.zeros_like(a)
+    shift = 0 if w.get("norm_bias") is None else w["norm_bias"]
+    out[valid] = w["norm_weight"] * (rows - mean) / np.sqrt(variance + eps) + shift
+    return out
+
+
+def layer_norm(u: Array, eps: float = 1e-5) -> Array:
+    """u (N, F) normalised over F. Ba et al. 2016, arXiv 1607.06450."""
+    centred = u - u.mean(axis=1, keepdims=True)
+    return centred / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + eps)
+
+
 class Spec(NamedTuple):
-    step: Callable[[Array, State, Weights], State]  # x (N, I), state of (N, H) arrays -> state
+    # x (N, F), state of (N, H) arrays, weights -> state. Among the weights is "attention" (N, 1),
+    # the step's number, where one is given.
+    step: Callable[[Array, State, Weights], State]
     states: int  # how many arrays the state has; the first is the output
+    # x (N, T, I), valid steps, weights -> (N, T, F): what the steps of a layer read of its input
+    prepare: Callable[[Array, NDArray[np.bool_], Weights], Array] = as_they_are
 
 
 CELLS = {
@@ -112,8 +144,13 @@ def forward(
     cell: str,
     h0: State | None = None,
     lengths: Sequence[int] | Array | None = None,
+    attention: Array | None = None,
+    training: bool = True,
 ) -> tuple[Array, State]:
     """x (N, T, I), h0 of (L*D, N, H) arrays -> y (N, T, D*H), h_n of (L*D, N, H) arrays.
+
+    attention (N, T): for cells that take a number for each sample and step. Normalisers over a
+    batch take its statistics in training, else the running ones.
 
     Both directions of layer l, index l*D + d, read the layer below. A row takes part only in its
     valid steps: its state rests at h0 until the reverse direction comes down to the last of them,
@@ -122,7 +159,8 @@ def forward(
     """
     h0 = zero_state(x, layers, cell) if h0 is None else h0
     weights = [a for layer in layers for w in layer for a in w.values() if a is not None]
-    dtype = np.result_type(np.float64, x, *h0, *weights)
+    given = () if attention is None else (attention,)
+    dtype = np.result_type(np.float64, x, *h0, *weights, *given)
     N, T, _ = x.shape
     L_D, _, H = h0[0].shape
     D = L_D // len(layers)
@@ -131,11 +169,15 @@ def forward(
     y = np.array(x, dtype)
     for depth, layer in enumerate(layers):
         inputs, y = y, np.zeros((N, T, D * H), dtype)
-        for d, w in enumerate(layer):
+        for d, own in enumerate(layer):
+            w = dict(own, training=training)
+            read = CELLS[cell].prepare(inputs, valid, w)
             for t in range(T) if d == 0 else reversed(range(T)):
                 rows = np.flatnonzero(valid[:, t])
                 state = tuple(a[depth * D + d, rows] for a in h_n)
-                state = CELLS[cell].step(inputs[rows, t], state, w)
+                if attention is not None:
+                    w["attention"] = attention[rows, t, None]
+                state = CELLS[cell].step(read[rows, t], state, w)
                 for a, new in zip(h_n, state, strict=True):
                     a[depth * D + d, rows] = new
                 y[rows, t, d * H : (d + 1) * H] = state[0]
@@ -158,6 +200,7 @@ def loss_moved(
     lengths: Sequence[int] | Array | None,
     dy: Array | None,
     dh_n: MaybeState,
+    attention: Array | None = None,
 ) -> float:
     """Derivative of the loss along v, the arguments having been moved by i·STEP·v.
 
@@ -165,7 +208,7 @@ def loss_moved(
     """
     if dy is not None:
         dy = np.where(valid_steps(x, lengths)[:, :, None], dy, 0.0)
-    y, h_n = forward(x, layers, cell, h0, lengths)
+    y, h_n = forward(x, layers, cell, h0, lengths, attention)
     return float(np.imag(loss(y, h_n, dy, dh_n)) / STEP)
 
 
@@ -178,6 +221,7 @@ def directional(
     dy: Array | None,
     dh_n: MaybeState,
     directions: tuple[Array | None, MaybeState, Layers | None],
+    attention: Array | None = None,
 ) -> float:
     """Derivative of the loss along `directions`, which is shaped as (x, h0, layers).
 
@@ -196,7 +240,7 @@ def directional(
             layers, along_layers or [[{} for _ in layer] for layer in layers], strict=True
         )
     ]
-    return loss_moved(moved(x, along_x), layers_moved, cell, h0_moved, lengths, dy, dh_n)
+    return loss_moved(moved(x, along_x), layers_moved, cell, h0_moved, lengths, dy, dh_n, attention)
 
 
 def gradients(
@@ -207,14 +251,16 @@ def gradients(
     lengths: Sequence[int] | Array | None,
     dy: Array | None,
     dh_n: MaybeState,
-) -> tuple[Array, State, list[list[dict[str, Any]]]]:
-    """Gradient of the loss by x, h0 and layers, each shaped as its argument.
+    attention: Array | None = None,
+) -> tuple[Array, State, list[list[dict[str, Any]]], Any]:
+    """Gradient of the loss by x, h0, layers and attention, each shaped as its argument.
 
     One forward for each element: for tiny sizes. h0=None is differentiated at zeros.
     """
     h0 = zero_state(x, layers, cell) if h0 is None else h0
     # Complex copies, so that each element can be moved in place and put back.
     x = np.array(x, np.complex128)
+    attention = None if attention is None else np.array(attention, np.complex128)
     h0 = tuple(np.array(a, np.complex128) for a in h0)
     layers = [
         [
@@ -229,11 +275,12 @@ def gradients(
         for i in np.ndindex(array.shape):
             here = array[i]
             array[i] = here + 1j * STEP
-            gradient[i] = loss_moved(x, layers, cell, h0, lengths, dy, dh_n)
+            gradient[i] = loss_moved(x, layers, cell, h0, lengths, dy, dh_n, attention)
             array[i] = here
         return gradient
 
     dlayers = [
         [{k: None if a is None else by(a) for k, a in w.items()} for w in layer] for layer in layers
     ]
-    return by(x), tuple(by(a) for a in h0), dlayers
+    dattention = None if attention is None else by(attention)
+    return by(x), tuple(by(a) for a in h0), dlayers, dattention

@@ -13,13 +13,23 @@ from fastgru.kernels.cells import (
     BIAS,
     CELLS,
     INPUT,
+    NORM_MEAN,
+    NORM_SCALE,
+    NORM_SHIFT,
+    NORM_VARIANCE,
     RECURRENT,
+    UNIT,
+    BatchNorm,
     Cell,
+    LayerNorm,
     Operand,
     Phase,
     PreActivation,
+    StepInput,
+    UnitWeight,
     Weight,
 )
+from fastgru.kernels.cells.initial import ones
 from fastgru.kernels.primitives import one_like, sigmoid, tanh, zero_like
 
 # --- two phases; fewer input gates than recurrent ones; parts of a gate used apart ----------------
@@ -143,6 +153,123 @@ def no_product(x: Any, state: Any, w: Mapping[str, Any]) -> Any:
     return (h + z * (n - h),)
 
 
+# --- input parts normalised over the batch --------------------------------------------------------
+
+
+def _mixed_forward(a: Any, state: Any, values: Any) -> Any:
+    a_z, a_n = a
+    (h,) = state
+    z = sigmoid(a_z)
+    n = tanh(a_n)
+    return (n + z * (h - n),), (z, n)
+
+
+def _mixed_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
+    z, n = values
+    (dh,) = dstate
+    one = one_like(z)
+    return (dh * (h - n) * z * (one - z), dh * (one - z) * (one - n * n)), (dh * z,), ()
+
+
+def _normalised_inputs(x: Any, valid: Any, w: Mapping[str, Any]) -> Any:
+    return reference.batch_norm(x @ w["weight_ih"].T, valid, w)
+
+
+def batch_normed(x: Any, state: Any, w: Mapping[str, Any]) -> Any:
+    """x: what `_normalised_inputs` gives."""
+    (h,) = state
+    H = h.shape[1]
+    a = x + reference.affine(h, w["weight_hh"], w.get("bias_hh"))
+    z, n = reference.sigmoid(a[:, :H]), np.tanh(a[:, H:])
+    return (z * h + (1 - z) * n,)
+
+
+# --- recurrent sums normalised over a row ---------------------------------------------------------
+
+
+def _row_normed_forward(a: Any, state: Any, values: Any) -> Any:
+    x_z, x_n, u_z, u_n = a
+    (h,) = state
+    z = sigmoid(x_z + u_z)
+    n = tanh(x_n + u_n)
+    return (n + z * (h - n),), (z, n)
+
+
+def _row_normed_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
+    z, n = values
+    (dh,) = dstate
+    one = one_like(z)
+    d_z = dh * (h - n) * z * (one - z)
+    d_n = dh * (one - z) * (one - n * n)
+    return (d_z, d_n, d_z, d_n), (dh * z,), ()
+
+
+def row_normed(x: Any, state: Any, w: Mapping[str, Any]) -> Any:
+    (h,) = state
+    H = h.shape[1]
+    u = reference.layer_norm(reference.affine(h, w["weight_hh"], w.get("bias_hh")))
+    a = reference.affine(x, w["weight_ih"], w.get("bias_ih")) + u
+    z, n = reference.sigmoid(a[:, :H]), np.tanh(a[:, H:])
+    return (z * h + (1 - z) * n,)
+
+
+# --- a number for each sample and step ------------------------------------------------------------
+
+
+def _attentive_forward(a: Any, state: Any, values: Any) -> Any:
+    s, a_z, a_n = a
+    (h,) = state
+    z = sigmoid(a_z)
+    n = tanh(a_n)
+    return (h + s * z * (n - h),), (s, z, n)
+
+
+def _attentive_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
+    s, z, n = values
+    (dh,) = dstate
+    one = one_like(z)
+    d_s = dh * z * (n - h)
+    d_z = dh * s * (n - h) * z * (one - z)
+    return (d_s, d_z, dh * s * z * (one - n * n)), (dh * (one - s * z),), ()
+
+
+def attentive(x: Any, state: Any, w: Mapping[str, Any]) -> Any:
+    (h,) = state
+    H = h.shape[1]
+    a = reference.affine(x, w["weight_ih"], w.get("bias_ih"))
+    a = a + reference.affine(h, w["weight_hh"], w.get("bias_hh"))
+    z, n = reference.sigmoid(a[:, :H]), np.tanh(a[:, H:])
+    return (h + w["attention"] * z * (n - h),)
+
+
+# --- a weight of each unit, in the place of a product; one bias for the gate and its parts ---------
+
+
+def _diagonal_forward(a: Any, state: Any, values: Any) -> Any:
+    v_z, v_n, x_z, x_n = a
+    (h,) = state
+    z = sigmoid(x_z + v_z * h)
+    n = tanh(x_n + v_n * h)
+    return (n + z * (h - n),), (z, n, v_z, v_n)
+
+
+def _diagonal_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
+    z, n, v_z, v_n = values
+    (dh,) = dstate
+    one = one_like(z)
+    d_z = dh * (h - n) * z * (one - z)
+    d_n = dh * (one - z) * (one - n * n)
+    return (d_z * h, d_n * h, d_z, d_n), (dh * z + d_z * v_z + d_n * v_n,), ()
+
+
+def diagonal(x: Any, state: Any, w: Mapping[str, Any]) -> Any:
+    (h,) = state
+    H = h.shape[1]
+    a = reference.affine(x, w["weight_ih"], w.get("bias")) + w["diag_hh"] * np.tile(h, 2)
+    z, n = reference.sigmoid(a[:, :H]), np.tanh(a[:, H:])
+    return (z * h + (1 - z) * n,)
+
+
 def weights_of(input_gates: tuple[str, ...], recurrent_gates: tuple[str, ...]) -> Any:
     """Weights of PyTorch's form: matrices, and a bias for each."""
     found = [Weight("weight_ih", INPUT, input_gates)]
@@ -203,8 +330,101 @@ TOYS = (
         ),
         source="made up",
     ),
+    Cell(
+        name="toy_batch_norm",
+        gates=("z", "n"),
+        states=("h",),
+        weights=(
+            Weight("weight_ih", INPUT, ("z", "n")),
+            Weight("weight_hh", RECURRENT, ("z", "n")),
+            Weight("bias_hh", BIAS, ("z", "n"), part=RECURRENT),
+            Weight("norm_weight", NORM_SCALE, ("z", "n"), initial=ones),
+            Weight("norm_bias", NORM_SHIFT, ("z", "n")),
+            Weight("running_mean", NORM_MEAN, ("z", "n")),
+            Weight("running_var", NORM_VARIANCE, ("z", "n"), initial=ones),
+        ),
+        phases=(
+            Phase(
+                (PreActivation("z"), PreActivation("n")),
+                ("z", "n"),
+                _mixed_forward,
+                _mixed_backward,
+            ),
+        ),
+        source="made up",
+        norm=BatchNorm(),
+    ),
+    Cell(
+        name="toy_layer_norm",
+        gates=("z", "n"),
+        states=("h",),
+        weights=weights_of(("z", "n"), ("z", "n")),
+        phases=(
+            Phase(
+                (
+                    PreActivation("z", recurrent=False),
+                    PreActivation("n", recurrent=False),
+                    PreActivation("z", input=False),
+                    PreActivation("n", input=False),
+                ),
+                ("z", "n"),
+                _row_normed_forward,
+                _row_normed_backward,
+                norm=LayerNorm(),
+            ),
+        ),
+        source="made up",
+    ),
+    Cell(
+        name="toy_step_input",
+        gates=("z", "n"),
+        states=("h",),
+        weights=weights_of(("z", "n"), ("z", "n")),
+        phases=(
+            Phase(
+                (StepInput("attention"), PreActivation("z"), PreActivation("n")),
+                ("s", "z", "n"),
+                _attentive_forward,
+                _attentive_backward,
+            ),
+        ),
+        source="made up",
+    ),
+    Cell(
+        name="toy_unit_weight",
+        gates=("z", "n"),
+        states=("h",),
+        weights=(
+            Weight("weight_ih", INPUT, ("z", "n")),
+            Weight("diag_hh", UNIT, ("z", "n")),
+            Weight("bias", BIAS, ("z", "n")),
+        ),
+        phases=(
+            Phase(
+                (
+                    UnitWeight("diag_hh", "z"),
+                    UnitWeight("diag_hh", "n"),
+                    PreActivation("z", recurrent=False),
+                    PreActivation("n", recurrent=False),
+                ),
+                ("z", "n", "v_z", "v_n"),
+                _diagonal_forward,
+                _diagonal_backward,
+            ),
+        ),
+        source="made up",
+    ),
+)
+_SPECIFICATIONS = (
+    (two_phases, reference.as_they_are),
+    (transformed, reference.as_they_are),
+    (no_product, reference.as_they_are),
+    (batch_normed, _normalised_inputs),
+    (row_normed, reference.as_they_are),
+    (attentive, reference.as_they_are),
+    (diagonal, reference.as_they_are),
 )
 
 CELLS.update({cell.name: cell for cell in TOYS})
-for _cell, _step in zip(TOYS, (two_phases, transformed, no_product), strict=True):
-    reference.CELLS[_cell.name] = reference.Spec(step=_step, states=len(_cell.states))
+for _cell, (_step, _prepare) in zip(TOYS, _SPECIFICATIONS, strict=True):
+    reference.CELLS[_cell.name] = reference.Spec(_step, len(_cell.states), _prepare)

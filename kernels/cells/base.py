@@ -266,6 +266,12 @@ class Cell:
                     f"cell {self.name!r}, {weight.name}: expected gates of {self.gates}, "
                     f"got {weight.gates}"
                 )
+        kinds = [w.kind for w in self.weights if w.kind not in (BIAS, UNIT)]
+        if INPUT not in kinds or len(set(kinds)) != len(kinds):
+            raise ValueError(
+                f"cell {self.name!r}: expected input weights, and one weight at most of every kind "
+                f"but biases and weights of units; got {kinds}"
+            )
         if len(self.step_inputs) > 1:
             raise ValueError(
                 f"cell {self.name!r}: expected at most one step input, got {self.step_inputs}"
@@ -295,6 +301,11 @@ class Cell:
     def recurrent_gates(self) -> tuple[str, ...]:
         """Gates that have recurrent weights, in the order of their rows."""
         return self.gates_of(RECURRENT)
+
+    @functools.cached_property
+    def input_weight(self) -> Weight:
+        """The weight that multiplies x, which every cell has."""
+        return next(w for w in self.weights if w.kind == INPUT)
 
     def weight_of(self, kind: str) -> Weight | None:
         """The weight of a kind of which a cell has one at most; None if it has none."""

@@ -170,6 +170,7 @@ class Recurrence:
         dx_out: Array,
         dinitial_out: tuple[Array, ...],
         statistics: Statistics | None = None,
+        step_input: Array | None = None,
         dstep_out: Array | None = None,
     ) -> dict[str, Array]:
         """Gradients of everything, from those of y and of the final state.
