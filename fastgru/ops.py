@@ -120,7 +120,7 @@ def forward(
     call = call_of_sequence(operands, x, h0, time_major, precision)
     stack = call.stack if lengths is None else call.stack_with(lengths)
     if call.elsewhere and (device := call.elsewhere(operands, x=x, h0=h0)):
-        options = {"time_major": time_major, "precision": precision}
+        options: dict[str, Any] = {"time_major": time_major, "precision": precision}
         options |= {"lengths": lengths, "attention": attention}
         return run_on(device, forward, x, params, h0, **options)
     layout, initial = call.layout, call.inner_state(h0)
@@ -158,7 +158,7 @@ def forward_train(
     call = call_of_sequence(operands, x, h0, time_major, precision)
     stack = call.stack if lengths is None else call.stack_with(lengths)
     if call.elsewhere and (device := call.elsewhere(operands, x=x, h0=h0)):
-        options = {"time_major": time_major, "precision": precision}
+        options: dict[str, Any] = {"time_major": time_major, "precision": precision}
         options |= {"lengths": lengths, "attention": attention}
         return run_on(device, forward_train, x, params, h0, **options)
     layout, initial = call.layout, call.inner_state(h0)

@@ -179,7 +179,9 @@ class Stack:
         final = self._new_state(self._empty_member)
         H, D = self._H, self._D
         packings = operands.architecture.packings
-        for number, (recurrence, packing) in enumerate(zip(self.recurrences, packings)):
+        for number, (recurrence, packing) in enumerate(
+            zip(self.recurrences, packings, strict=True)
+        ):
             y = self._new_y()
             of_layer, trained_layer = [], []
             for d, weights in enumerate(params.layers[number]):

@@ -95,7 +95,8 @@ def gates_of_terms(cell: Cell, plan: PhasePlan, kind: str) -> tuple[int, ...]:
     """Gate, by its number in the weight of a kind, of each pre-activation that it feeds."""
     first, count = part_of(plan, kind)
     gates = cell.gates_of(kind)
-    return tuple(gates.index(t.gate) for t in cell.pre_activations[first : first + count])
+    fed = cell.pre_activations[first : first + count]
+    return tuple(gates.index(t.gate) for t in fed if isinstance(t, PreActivation))
 
 
 def part_of(plan: PhasePlan, kind: str) -> tuple[int, int]:
@@ -276,7 +277,7 @@ class Statistics(NamedTuple):
 
     mean: Any
     variance: Any  # biased
-    count: int  # valid steps
+    steps: int  # how many
 
 
 def folded_weights(
@@ -290,7 +291,7 @@ def folded_weights(
     norm = cell.norm
     if norm is None:
         raise ValueError(f"cell {cell.name!r}: expected one with batch norm")
-    found = {w.kind: weights.get(w.name) for w in cell.weights}
+    found: dict[str, Any] = {w.kind: weights.get(w.name) for w in cell.weights}
     matrix, scale, shift = (found[kind] for kind in (INPUT, NORM_SCALE, NORM_SHIFT))
     if statistics is None:
         running = found[NORM_MEAN], found[NORM_VARIANCE]
@@ -318,12 +319,12 @@ def running_statistics(
     norm = cell.norm
     if norm is None:
         raise ValueError(f"cell {cell.name!r}: expected one with batch norm")
-    mean, variance, count = statistics
+    mean, variance, steps = statistics
     moved = {}
-    for kind, new in ((NORM_MEAN, mean), (NORM_VARIANCE, variance * (count / max(1, count - 1)))):
+    for kind, new in ((NORM_MEAN, mean), (NORM_VARIANCE, variance * (steps / max(1, steps - 1)))):
         name = next(w.name for w in cell.weights if w.kind == kind)
         running = weights[name]
-        if count > 1:
+        if steps > 1:
             running = ((1 - norm.momentum) * running + norm.momentum * new).astype(running.dtype)
         moved[name] = running
     return moved

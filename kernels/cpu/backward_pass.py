@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import prange
-from numba.extending import register_jitable
 
 from .backward import LoopPlan
 from .calling import call_at, record
 from .float_mode import enter_ieee_mode, restore_mode
 from .gradients import FROM_INPUT, FROM_ONE, InputProduct, WeightProduct, rows_at_once
 from .rows import step_of, time_index
+from .simd import jitable
 
 
 class PassPlan(NamedTuple):
@@ -42,7 +42,7 @@ _PLAN, _INPUT = len(PassPlan._fields), len(InputProduct._fields)
 _PRODUCT = len(WeightProduct._fields)
 
 
-@register_jitable
+@jitable
 def _add_step_gradients(d, plan, order, lengths, offset, first_step, last_step, reverse, dstep_out):
     """Add the gradients of the step's input, which are sums over units."""
     begin, end = offset[first_step], offset[last_step]
@@ -115,8 +115,8 @@ def make_backward_pass() -> Callable[..., None]:
                 barrier[i] = 0
             for number in prange(loop_workers):
                 call_at(
-                    backward_address, loop_table, dy, has_dy, layer, y, initial, order, lengths, offset,
-                    reverse, packed, saved, first, last, d, dstate_out, workspace, barrier,
+                    backward_address, loop_table, dy, has_dy, layer, y, initial, order, lengths,
+                    offset, reverse, packed, saved, first, last, d, dstate_out, workspace, barrier,
                     np.intp(number), loop_workers,
                 )  # fmt: skip
             if plan.step_input >= 0:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
-from .simd import element_pointer, inlined, prefetch, target
+from .simd import element_pointer, inlined, jitable, prefetch, target
 from .tuning import CACHE_LINE, PATIENCE, YIELD_AFTER
 
 # Words of a barrier, on cache lines of their own.
@@ -95,7 +95,7 @@ class Share(NamedTuple):
     members: int  # how many the team has
 
 
-@register_jitable
+@jitable
 def _look_again(looks):
     """Wait a moment, after so many looks."""
     _pause()
@@ -103,7 +103,7 @@ def _look_again(looks):
         _yield_core()
 
 
-@register_jitable
+@jitable
 def join(barrier, worker, workers):
     """A worker's share: blocks of its own, or, where there is a barrier, part of each."""
     # barrier (BARRIER_WORDS,) zeros, or empty
@@ -128,7 +128,7 @@ def join(barrier, worker, workers):
     return Share(0, 1, 0, worker if members == workers else rank, members)
 
 
-@register_jitable
+@jitable
 def wait(barrier, members):
     """Wait until all members of the team have come here."""
     # barrier (BARRIER_WORDS,), or empty if there is one member
@@ -142,13 +142,13 @@ def wait(barrier, members):
         looks += 1
 
 
-@register_jitable
+@jitable
 def turns(share, blocks):
     """In how many turns a worker goes through its blocks."""
     return (blocks + share.stride - 1) // share.stride
 
 
-@register_jitable
+@jitable
 def row_block_of(share, turn):
     """A worker's block of rows in one turn; there may be none with that number.
 

@@ -60,11 +60,6 @@ def vectors_passed(count: int) -> int:
     return max(count, _VECTORS)
 
 
-def _theirs(dtype: types.Type, ndim: int) -> types.Array:
-    """A user's array: any strides, never written, perhaps unaligned."""
-    return types.Array(dtype, ndim, "A", readonly=True, aligned=False)
-
-
 def _parameter_types(dtype: types.Type, states: int, vectors: int) -> dict[str, types.Type]:
     """Types of the parameters of kernels that take arrays, by name; all others are indices.
 

@@ -7,11 +7,9 @@ steps call them by their addresses, as they call the product, so these loops kno
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba.extending import register_jitable
-
 from ..cells import HIDDEN, Cell, Operand
 from ..layout import phase_plans
-from .simd import add_vectors, load_vectors, store_vectors, zero_vectors
+from .simd import add_vectors, jitable, load_vectors, store_vectors, zero_vectors
 
 
 class Strided(NamedTuple):
@@ -25,7 +23,7 @@ class Strided(NamedTuple):
 def _make_next_operand(cell: Cell, number: int) -> Callable[[Any, Any], Any]:
     """The operand of the phase after this one, from this phase's results."""
     is_last = number + 1 == len(cell.phases)
-    operand = register_jitable(cell.phases[0 if is_last else number + 1].operand.value)
+    operand = jitable(cell.phases[0 if is_last else number + 1].operand.value)
     if is_last:
         # The next step's first phase has no earlier values.
         def next_operand(state, values):
@@ -43,8 +41,8 @@ def make_forward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Non
     """Build a phase's equations, forward, with the operand of the phase after it."""
     plan, states = phase_plans(cell)[number], len(cell.states)
     terms, first_value = plan.terms, plan.first_value
-    equations = register_jitable(cell.phases[number].forward)
-    next_operand = register_jitable(_make_next_operand(cell, number))
+    equations = jitable(cell.phases[number].forward)
+    next_operand = jitable(_make_next_operand(cell, number))
 
     def forward_phase(
         a_in,  # Strided: the phase's pre-activations
@@ -71,7 +69,7 @@ def make_forward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Non
 
 def make_first_operand(cell: Cell, lanes: int) -> Callable[..., None]:
     """Build the operand of the first phase of the first step, from the initial h."""
-    operand = register_jitable(cell.phases[0].operand.value)
+    operand = jitable(cell.phases[0].operand.value)
 
     def first_operand(
         h,  # Strided
@@ -92,7 +90,7 @@ def make_backward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., No
     """Build a phase's equations, backward."""
     plan, states = phase_plans(cell)[number], len(cell.states)
     seen = plan.first_value + plan.values
-    equations = register_jitable(cell.phases[number].backward)
+    equations = jitable(cell.phases[number].backward)
 
     if number + 1 < len(cell.phases):
 
@@ -104,7 +102,7 @@ def make_backward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., No
         def gradients_so_far(memory, start, stride):
             return zero_vectors(memory, seen)  # no later phase has used these values
 
-    value_gradients = register_jitable(gradients_so_far)
+    value_gradients = jitable(gradients_so_far)
 
     def backward_phase(
         h,  # Strided: h before the step
@@ -133,7 +131,7 @@ def make_backward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., No
 
 def make_operand_gradient(operand: Operand, earlier_values: int, lanes: int) -> Callable[..., None]:
     """Build what passes an operand's gradient on: to h, and to the values of earlier phases."""
-    gradient, value = register_jitable(operand.gradient), register_jitable(operand.value)
+    gradient, value = jitable(operand.gradient), jitable(operand.value)
 
     if operand is HIDDEN:
         # Its rows are h's, which whoever needs them has.
@@ -145,7 +143,7 @@ def make_operand_gradient(operand: Operand, earlier_values: int, lanes: int) -> 
         def write_down(operand_out, at, h, values):
             store_vectors(operand_out, at, 0, (value(h, values),))
 
-    keep = register_jitable(write_down)
+    keep = jitable(write_down)
 
     def operand_gradient(
         h,  # Strided: h before the step

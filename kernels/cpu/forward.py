@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import prange
-from numba.extending import register_jitable
 
 from .barrier import join, prefetch_run, row_block_of, turns, wait
 from .calling import call_at, record
@@ -24,7 +23,7 @@ from .float_mode import enter_ieee_mode, restore_mode
 from .normalise import float_of, normalise_rows
 from .product import Extent, Factors, Panels, Prefetch, Sums, TileCounts, share_of_strip
 from .rows import load_row, make_state_rows, running, store_row, time_index, units_of
-from .simd import inlined, make_sweeps, pointer, select_pointer
+from .simd import inlined, jitable, make_sweeps, pointer, select_pointer
 from .tuning import ENOUGH_SUM_BYTES, FIRST_CACHE, STRIP_BITS
 
 
@@ -75,7 +74,7 @@ class ForwardPhase(NamedTuple):
 _PLAN, _PHASE = len(ForwardPlan._fields), len(ForwardPhase._fields)
 
 
-@register_jitable
+@jitable
 def strip_bits(rows, vectors, sum_bytes, panel_bytes):
     """Logarithm of the size of a step's strips, by what a vector's sums and its weights take.
 
@@ -90,7 +89,7 @@ def strip_bits(rows, vectors, sum_bytes, panel_bytes):
     return STRIP_BITS
 
 
-@register_jitable
+@jitable
 def first_of_strip(number, vectors, bits, step):
     """First vector of a step's next strip, of ceil(vectors / 2^bits).
 
@@ -192,7 +191,7 @@ def make_forward(lanes: int, itemsize: int) -> Callable[..., None]:
         lengths,  # (N,) steps of each sorted row, longest first
         offset,  # (T + 1,) packed rows before each step
         x,  # (N, T, I), any strides
-        step_input,  # (N, T, 1), any strides: a number for each sample and step; (N, T, 0) if none is
+        step_input,  # (N, T, 1), any strides: a number a sample and step; (0, 0, 0) if none is
         initial,  # for each member of the state (layers * directions, N, H), any strides
         layer,  # which layer and direction of `initial` and `final_out`
         reverse,  # whether rows are walked from their last step

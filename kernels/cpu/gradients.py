@@ -8,13 +8,11 @@ weight of units, is a weight whose only input is always 1.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numba.extending import register_jitable
-
 from .calling import call_at, record
 from .float_mode import enter_ieee_mode, restore_mode
 from .product import Extent, Factors, Panels, Prefetch, Sums, tile_shapes
 from .rows import accumulate_row, load_row, prefetch_ahead, previous_h, step_of, time_index
-from .simd import add_vectors, inlined, load_vectors, make_sweeps, pointer, store_vectors
+from .simd import add_vectors, inlined, jitable, load_vectors, make_sweeps, pointer, store_vectors
 from .transpose import store_square, transposed
 from .tuning import (
     BLOCK_ROWS,
@@ -77,7 +75,7 @@ class _ColumnPanels(NamedTuple):
     size: int  # elements of a panel
 
 
-@register_jitable
+@jitable
 def _column_panels(columns, lanes):
     """As few panels as may be, of whole vectors, as wide as each other."""
     total = (columns + COLUMNS_AT_ONCE - 1) // COLUMNS_AT_ONCE
@@ -85,12 +83,12 @@ def _column_panels(columns, lanes):
     return _ColumnPanels(total, width, width + lanes, ROWS_AT_ONCE * (width + lanes))
 
 
-@register_jitable
+@jitable
 def _padded(size, lanes):
     return (size + lanes - 1) // lanes * lanes
 
 
-@register_jitable
+@jitable
 def rows_at_once(rows, threads):
     """Packed rows that a worker of the input gradient takes at once: few enough for all threads."""
     share = (rows + threads - 1) // threads
@@ -169,7 +167,7 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
     """
     fill_zero, copy = make_sweeps(lanes)
 
-    @register_jitable
+    @jitable
     def add(sums, to, start, count):
         # sums: pointer; whole vectors of it, from two indices
         for at in range(0, count, lanes):
@@ -178,7 +176,7 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
             )
             store_vectors(sums, to + at, 0, total)
 
-    @register_jitable
+    @jitable
     def write(sums, strip, width, gate_rows, unit, H, dweight_out):
         # sums: pointer to (K, width)
         K = dweight_out.shape[1]
@@ -339,7 +337,7 @@ def weight_gradient_overrun(lanes: int) -> int:
     return MOST_GRADIENT_VECTORS * lanes
 
 
-@register_jitable
+@jitable
 def needs_totals(rows):
     """Whether the sums of so many packed rows are added to totals."""
     return rows > ROWS_OF_A_SUM

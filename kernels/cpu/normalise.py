@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 from .calling import call_at, record
 from .float_mode import enter_ieee_mode, restore_mode
 from .product import Extent, Factors, Panels, Prefetch, Sums
 from .rows import load_row, step_of, time_index
-from .simd import make_sweeps, pointer
+from .simd import jitable, make_sweeps, pointer
 from .tuning import BLOCK_ROWS
 
 
@@ -37,7 +37,7 @@ def float_of(typing, word):
     return types.float64(types.intp), emit
 
 
-@register_jitable
+@jitable
 def normalise_rows(u, values, rows, gates, H, eps):
     """Replace sums by normalised ones, and keep these and one over their deviation."""
     # u: Strided, the sums (rows, gates, units); values: Strided, those of the normaliser
@@ -66,7 +66,7 @@ def normalise_rows(u, values, rows, gates, H, eps):
         values.memory[row * values.row + gates * values.member] = scale
 
 
-@register_jitable
+@jitable
 def normalise_rows_backward(d, values, rows, gates, H):
     """Turn gradients of normalised sums into those of the sums."""
     # d: Strided (rows, gates, units); values: Strided, what `normalise_rows` kept
@@ -148,7 +148,7 @@ def _make_input_parts(lanes: int) -> Callable[..., None]:
                     Extent(1, I, rows, plan.unit // lanes),
                 )
 
-    return register_jitable(input_parts)
+    return jitable(input_parts)
 
 
 def make_statistics(lanes: int) -> Callable[..., None]:

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
-from .simd import literal, register_count, vec_of
+from .simd import jitable, literal, register_count, vec_of
 from .tile import Ahead, Extent, Factors, Operands, Panels, Sums, emit_tile
 from .tuning import CHUNK, ENOUGH_SUMS, NEAR_CACHE, STRIP, TALLEST_TILE
 
@@ -98,7 +98,7 @@ class Share(NamedTuple):
     round: int
 
 
-@register_jitable
+@jitable
 def share_of_strip(size, rows, vectors, rounds, weight_bytes, tiles):
     """How the full tiles and pairs of a step, of so many rounds each, prefetch `size` elements.
 

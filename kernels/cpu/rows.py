@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
-from .simd import element_pointer, inlined, make_sweeps, prefetch
+from .simd import element_pointer, inlined, jitable, make_sweeps, prefetch
 from .tuning import CACHE_LINE, ROWS_AHEAD
 
 
@@ -116,7 +116,7 @@ def prefetch_row(
     return sig, emit
 
 
-@register_jitable
+@jitable
 def time_index(step, length, reverse):
     """Time at which a row of so many steps takes a step; in reverse the last time comes first."""
     return length - 1 - step if reverse else step
@@ -135,14 +135,14 @@ def prefetch_ahead(array, order, lengths, row, end, step, reverse, shift, column
         prefetch_row(array, order[ahead], t, column, count)
 
 
-@register_jitable
+@jitable
 def running(offset, step, first, last):
     """How many of the sorted rows first to last - 1 still run at a step."""
     # offset (T + 1,): packed rows before each step
     return min(max(offset[step + 1] - offset[step] - first, 0), last - first)
 
 
-@register_jitable
+@jitable
 def step_of(offset, packed):
     """The step of a packed row."""
     low, high = 0, len(offset) - 1
@@ -169,7 +169,7 @@ def make_state_rows(lanes: int) -> tuple[Callable[..., None], Callable[..., None
     """Build ``load_state`` and ``store_state``, for some units of the rows of a row block."""
     fill_zero, _ = make_sweeps(lanes)
 
-    @register_jitable
+    @jitable
     def load_state(members, states, layer, order, first, rows, units, state, plan):
         # members: for each (layers * directions, N, H); state: pointer to (states, rows, h)
         for row in range(rows):
@@ -180,7 +180,7 @@ def make_state_rows(lanes: int) -> tuple[Callable[..., None], Callable[..., None
                     members[member], layer, order[first + row], units.first, state, to, units.real
                 )
 
-    @register_jitable
+    @jitable
     def store_state(members_out, states, layer, order, first, rows, units, state, plan):
         for row in range(rows):
             for member in range(states):
@@ -202,7 +202,7 @@ class Units(NamedTuple):
     real: int  # how many of them are not padding
 
 
-@register_jitable
+@jitable
 def units_of(rank, members, H, lanes):
     """The units (or columns) of one of so many that share them."""
     vectors = (H + lanes - 1) // lanes
