@@ -5,7 +5,7 @@ so a cell that calls them compiles there unchanged. The versions here run a cell
 scalars and on arrays, and never raise nor warn on overflow.
 
 Cells hold no numeric literals: a bare ``1.0`` would turn float32 arithmetic into float64.
-`one_like` and `zero_like` give constants in the type of the data.
+`one_like`, `zero_like` and `constant_like` give constants in the type of the data.
 """
 
 from typing import Any
@@ -21,6 +21,27 @@ def one_like(a: Any) -> Any:
 def zero_like(a: Any) -> Any:
     """0 in the type of `a`."""
     return np.zeros_like(a)[()]
+
+
+def constant_like(a: Any, value: float) -> Any:
+    """A number in the type of `a`."""
+    return np.full_like(a, value)[()]
+
+
+def relu(a: Any) -> Any:
+    """`a` where it is positive, else 0; NaN stays."""
+    return np.where(a <= 0, zero_like(a), a)[()]
+
+
+def is_positive(a: Any) -> Any:
+    """1 where `a` is positive, else 0, in the type of `a`; 0 of NaN."""
+    return np.where(a > 0, one_like(a), zero_like(a))[()]
+
+
+def log(a: Any) -> Any:
+    """Natural logarithm; of 0 it is -infinity and of negative numbers NaN, in silence."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(a)
 
 
 def exp(a: Any) -> Any:

@@ -174,11 +174,7 @@ def describe() -> str:
 
 def cell_digest(cell: Cell) -> str | None:
     """Digest of a cell's structure and equations; None where it cannot be told."""
-    functions: list[Callable[..., Any]] = []
-    for phase in cell.phases:
-        functions += [phase.forward, phase.backward]
-        functions += [phase.operand.value, phase.operand.gradient]
-    equations = functions_digest(functions)
+    equations = functions_digest(cell.functions)
     if equations is None:
         return None
     forms = [(phase.pre_activations, phase.values, phase.norm) for phase in cell.phases]

@@ -86,6 +86,11 @@ def draw(
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape).astype("float32").astype(dtype)
 
+    def initial(*shape: int) -> Any:
+        if reference.CELLS[cell].probabilities:
+            return rng.uniform(0.05, 0.95, shape).astype("float32").astype(dtype)
+        return normal(*shape)
+
     params = fastgru.init_params(
         I, H, cell=cell, num_layers=L, bidirectional=D == 2, bias=bias, rng=rng
     ).map(lambda w: w.astype(dtype))
@@ -94,7 +99,7 @@ def draw(
     return Problem(
         normal(N, T, I),
         params,
-        tuple(normal(L * D, N, H) for _ in members),
+        tuple(initial(L * D, N, H) for _ in members),
         lengths,
         normal(N, T, D * H),
         tuple(normal(L * D, N, H) for _ in members),

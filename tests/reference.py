@@ -9,7 +9,7 @@ that could share a mistake with the library: a cell is an analytic function, hen
 because unlike a difference quotient it subtracts nothing.
 
 Letters: N samples, T time steps, I inputs, H hidden units, G gates, L layers, D directions.
-Cells use only what is analytic: no abs, no comparison, no conjugate of a value.
+Cells use only what is analytic: no abs, no conjugate of a value, comparisons of real parts alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +108,198 @@ def layer_norm(u: Array, eps: float = 1e-5) -> Array:
     return centred / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + eps)
 
 
+def relu(a: Array) -> Array:
+    """Analytic where a is not 0."""
+    return np.where(a.real > 0, a, 0)
+
+
+def rows(array: Array | None, H: int) -> Any:
+    """The rows of each gate, or as many None."""
+    return (None,) * 9 if array is None else np.split(array, len(array) // H)
+
+
+def gru1(x: Array, state: State, w: Weights) -> State:
+    """r, z from U h + b; n with reset before the product. Dey & Salem 2017, arXiv 1701.05923."""
+    (h,) = state
+    (U_r, U_z, U_n), (b_r, b_z, b_n) = rows(w["weight_hh"], h.shape[1]), gru_biases(w, h.shape[1])
+    r, z = sigmoid(affine(h, U_r, b_r)), sigmoid(affine(h, U_z, b_z))
+    n = np.tanh(affine(x, w["weight_ih"], b_n) + (r * h) @ U_n.T)
+    return ((1 - z) * n + z * h,)
+
+
+def gru_biases(w: Weights, H: int) -> Any:
+    """Those of r, z, n; of n alone where there is one."""
+    bias = w.get("bias")
+    if bias is not None and len(bias) == H:
+        return None, None, bias
+    return rows(bias, H)[:3]
+
+
+gru2 = gru1  # whose bias is that of n alone
+
+
+def gru3(x: Array, state: State, w: Weights) -> State:
+    """As gru1, r and z from b alone."""
+    (h,) = state
+    b_r, b_z, b_n = rows(w["bias"], h.shape[1])
+    r, z = sigmoid(b_r), sigmoid(b_z)
+    n = np.tanh(affine(x, w["weight_ih"], b_n) + (r * h) @ w["weight_hh"].T)
+    return ((1 - z) * n + z * h,)
+
+
+def mgu(x: Array, state: State, w: Weights) -> State:
+    """Minimal gated unit; gates f, n. Zhou et al. 2016, arXiv 1603.09420."""
+    (h,) = state
+    H = h.shape[1]
+    (W_f, W_n), (U_f, U_n) = rows(w["weight_ih"], H), rows(w["weight_hh"], H)
+    b_f, b_n = rows(w.get("bias"), H)[:2]
+    f = sigmoid(affine(x, W_f, b_f) + h @ U_f.T)
+    n = np.tanh(affine(x, W_n, b_n) + (f * h) @ U_n.T)
+    return ((1 - f) * h + f * n,)
+
+
+def mgu1(x: Array, state: State, w: Weights) -> State:
+    """f from U h + b. Heck & Salem 2017, arXiv 1701.03452."""
+    (h,) = state
+    H, bias = h.shape[1], w.get("bias")
+    U_f, U_n = rows(w["weight_hh"], H)
+    b_f, b_n = (None, bias) if bias is None or len(bias) == H else rows(bias, H)
+    f = sigmoid(affine(h, U_f, b_f))
+    n = np.tanh(affine(x, w["weight_ih"], b_n) + (f * h) @ U_n.T)
+    return ((1 - f) * h + f * n,)
+
+
+mgu2 = mgu1  # whose bias is that of n alone
+
+
+def mgu3(x: Array, state: State, w: Weights) -> State:
+    """As mgu1, f from b alone."""
+    (h,) = state
+    b_f, b_n = rows(w["bias"], h.shape[1])
+    f = sigmoid(b_f)
+    n = np.tanh(affine(x, w["weight_ih"], b_n) + (f * h) @ w["weight_hh"].T)
+    return ((1 - f) * h + f * n,)
+
+
+def normalised_inputs(x: Array, valid: NDArray[np.bool_], w: Weights) -> Array:
+    """BN(W x): what the steps of light GRUs read."""
+    return batch_norm(x @ w["weight_ih"].T, valid, w)
+
+
+def ligru(x: Array, state: State, w: Weights) -> State:
+    """x: BN(W x); gates z, n. Ravanelli et al. 2018, arXiv 1803.10225."""
+    (h,) = state
+    a_z, a_n = np.split(x + h @ w["weight_hh"].T, 2, axis=1)
+    z = sigmoid(a_z)
+    return (z * h + (1 - z) * relu(a_n),)
+
+
+def sligru(x: Array, state: State, w: Weights) -> State:
+    """As ligru, with LN(U h). Moumen & Parcollet 2023, arXiv 2302.10144."""
+    (h,) = state
+    a_z, a_n = np.split(x + layer_norm(h @ w["weight_hh"].T), 2, axis=1)
+    z = sigmoid(a_z)
+    return (z * h + (1 - z) * relu(a_n),)
+
+
+def libru(x: Array, state: State, w: Weights) -> State:
+    """x: BN(W x); states in (0, 1). Bittar & Garner."""
+    (h,) = state
+    a_z, a_c = np.split(x + np.log(h + 1e-11) @ w["weight_hh"].T, 2, axis=1)
+    return (sigmoid(a_z) * h + sigmoid(-a_z) * sigmoid(a_c),)
+
+
+def g(a: Array) -> Array:
+    """Positive: minGRU's candidate."""
+    return np.where(a.real >= 0, a + 0.5, sigmoid(a))
+
+
+def mingru(x: Array, state: State, w: Weights) -> State:
+    """No recurrent product. Feng et al. 2024, arXiv 2410.01201."""
+    (h,) = state
+    a_z, a_n = np.split(affine(x, w["weight_ih"], w.get("bias")), 2, axis=1)
+    z = sigmoid(a_z)
+    return ((1 - z) * h + z * g(a_n),)
+
+
+def minlstm(x: Array, state: State, w: Weights) -> State:
+    """f and i normalised to a sum of 1. The same paper."""
+    (h,) = state
+    a_f, a_i, a_n = np.split(affine(x, w["weight_ih"], w.get("bias")), 3, axis=1)
+    f = sigmoid(np.log(sigmoid(a_f)) - np.log(sigmoid(a_i)))
+    return (f * h + (1 - f) * g(a_n),)
+
+
+def augru(x: Array, state: State, w: Weights) -> State:
+    """gru_reset_before with (1 - attention) z in place of z; oneDNN, OpenVINO, DIEN's code."""
+    (h,) = state
+    H = h.shape[1]
+    x_r, x_z, x_n = np.split(affine(x, w["weight_ih"], w.get("bias")), 3, axis=1)
+    U_r, U_z, U_n = rows(w["weight_hh"], H)
+    r = sigmoid(x_r + h @ U_r.T)
+    z = (1 - w["attention"]) * sigmoid(x_z + h @ U_z.T)
+    n = np.tanh(x_n + (r * h) @ U_n.T)
+    return (z * h + (1 - z) * n,)
+
+
+def paragru(x: Array, state: State, w: Weights) -> State:
+    """Diagonal recurrent weights. Danieli et al. 2025, arXiv 2510.21450."""
+    (h,) = state
+    x_r, x_z, x_n = np.split(affine(x, w["weight_ih"], w.get("bias")), 3, axis=1)
+    A_r, A_z, A_n = rows(w["diag_hh"], h.shape[1])
+    r, z = sigmoid(A_r * h + x_r), sigmoid(A_z * h + x_z)
+    n = np.tanh(A_n * (h * r) + x_n)
+    return ((1 - z) * h + z * n,)
+
+
+def indrnn(x: Array, state: State, w: Weights) -> State:
+    """Li et al. 2018, arXiv 1803.04831."""
+    (h,) = state
+    return (relu(affine(x, w["weight_ih"], w.get("bias")) + w["diag_hh"] * h),)
+
+
+def rnn(x: Array, state: State, w: Weights) -> Array:
+    """The pre-activation of a plain RNN, as PyTorch's."""
+    (h,) = state
+    gates_x = affine(x, w["weight_ih"], w.get("bias_ih"))
+    return gates_x + affine(h, w["weight_hh"], w.get("bias_hh"))
+
+
+def rnn_tanh(x: Array, state: State, w: Weights) -> State:
+    return (np.tanh(rnn(x, state, w)),)
+
+
+def rnn_relu(x: Array, state: State, w: Weights) -> State:
+    return (relu(rnn(x, state, w)),)
+
+
+def lstm_peephole(x: Array, state: State, w: Weights) -> State:
+    """i and f see c, o sees the new c; ONNX. Gers et al. 2002."""
+    h, c = state
+    a_i, a_f, a_g, a_o = np.split(rnn(x, (h,), w), 4, axis=1)
+    P_i, P_f, P_o = rows(w["peephole"], h.shape[1])
+    c_next = sigmoid(a_f + P_f * c) * c + sigmoid(a_i + P_i * c) * np.tanh(a_g)
+    return sigmoid(a_o + P_o * c_next) * np.tanh(c_next), c_next
+
+
+def cifg(x: Array, state: State, w: Weights) -> State:
+    """lstm with i = 1 - f; gates f, g, o. Greff et al. 2015, arXiv 1503.04069."""
+    h, c = state
+    a_f, a_g, a_o = np.split(rnn(x, (h,), w), 3, axis=1)
+    f = sigmoid(a_f)
+    c = f * c + (1 - f) * np.tanh(a_g)
+    return sigmoid(a_o) * np.tanh(c), c
+
+
+def ugrnn(x: Array, state: State, w: Weights) -> State:
+    """Update gate RNN; gates z, n. Collins et al. 2016, arXiv 1611.09913."""
+    (h,) = state
+    a = affine(x, w["weight_ih"], w.get("bias")) + h @ w["weight_hh"].T
+    a_z, a_n = np.split(a, 2, axis=1)
+    z = sigmoid(a_z)
+    return (z * h + (1 - z) * np.tanh(a_n),)
+
+
 class Spec(NamedTuple):
     # x (N, F), state of (N, H) arrays, weights -> state. Among the weights is "attention" (N, 1),
     # the step's number, where one is given.
@@ -115,12 +307,33 @@ class Spec(NamedTuple):
     states: int  # how many arrays the state has; the first is the output
     # x (N, T, I), valid steps, weights -> (N, T, F): what the steps of a layer read of its input
     prepare: Callable[[Array, NDArray[np.bool_], Weights], Array] = as_they_are
+    probabilities: bool = False  # whether h lies between 0 and 1
 
 
 CELLS = {
     "gru": Spec(step=gru, states=1),
     "gru_reset_before": Spec(step=gru_reset_before, states=1),
     "lstm": Spec(step=lstm, states=2),
+    "gru1": Spec(gru1, 1),
+    "gru2": Spec(gru2, 1),
+    "gru3": Spec(gru3, 1),
+    "mgu": Spec(mgu, 1),
+    "mgu1": Spec(mgu1, 1),
+    "mgu2": Spec(mgu2, 1),
+    "mgu3": Spec(mgu3, 1),
+    "ligru": Spec(ligru, 1, normalised_inputs),
+    "sligru": Spec(sligru, 1, normalised_inputs),
+    "libru": Spec(libru, 1, normalised_inputs, probabilities=True),
+    "mingru": Spec(mingru, 1),
+    "minlstm": Spec(minlstm, 1),
+    "augru": Spec(augru, 1),
+    "paragru": Spec(paragru, 1),
+    "indrnn": Spec(indrnn, 1),
+    "rnn_tanh": Spec(rnn_tanh, 1),
+    "rnn_relu": Spec(rnn_relu, 1),
+    "lstm_peephole": Spec(lstm_peephole, 2),
+    "cifg": Spec(cifg, 2),
+    "ugrnn": Spec(ugrnn, 1),
 }
 
 

@@ -33,10 +33,12 @@ Python; they use tuples, arithmetic and `primitives`, nothing else.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .. import primitives
 from .initial import Initial, uniform
 
 # Kinds of weights: what a weight does, and with that its shape, for the gates that it covers.
@@ -335,3 +337,25 @@ class Cell:
     ) -> dict[str, tuple[int, ...]]:
         """Shape of each weight of one layer and direction, by name; absent weights are left out."""
         return {w.name: w.shape(input_size, hidden_size) for w in self.weights_with(bias)}
+
+    @property
+    def functions(self) -> list[Callable[..., Any]]:
+        """The equations, and the functions that these call, primitives excepted."""
+        of_phases = [
+            (p.forward, p.backward, p.operand.value, p.operand.gradient) for p in self.phases
+        ]
+        return functions_called([f for phase in of_phases for f in phase])
+
+
+def functions_called(functions: list[Callable[..., Any]]) -> list[Callable[..., Any]]:
+    """Functions, and those that they call by a global name, primitives excepted."""
+    found: dict[Callable[..., Any], None] = {}
+    left = list(functions)
+    while left:
+        function = left.pop(0)
+        if function in found or function.__module__ == primitives.__name__:
+            continue
+        found[function] = None
+        named = (function.__globals__.get(name) for name in function.__code__.co_names)
+        left += [f for f in named if inspect.isfunction(f)]
+    return list(found)

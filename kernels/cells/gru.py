@@ -3,7 +3,17 @@
 from typing import Any
 
 from ..primitives import one_like, sigmoid, tanh, zero_like
-from .base import BIAS, INPUT, RECURRENT, Cell, Operand, Phase, PreActivation, Weight
+from .base import (
+    BIAS,
+    INPUT,
+    RECURRENT,
+    Cell,
+    Operand,
+    Phase,
+    PreActivation,
+    StepInput,
+    Weight,
+)
 
 _GATES = "r", "z", "n"
 _WEIGHTS = (
@@ -60,12 +70,12 @@ GRU = Cell(
 # --- gru_reset_before: reset before the product ---------------------------------------------------
 
 
-def _gates_forward(a: Any, state: Any, values: Any) -> Any:
+def gates_forward(a: Any, state: Any, values: Any) -> Any:
     a_r, a_z = a
     return state, (sigmoid(a_r), sigmoid(a_z))
 
 
-def _gates_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
+def gates_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
     r, z = values
     dr, dz = dvalues
     one = one_like(r)
@@ -97,6 +107,10 @@ def _reset_gradient(h: Any, values: Any, d: Any) -> Any:
     return d * r, (d * h,)
 
 
+RESET = Operand(_reset, _reset_gradient)
+# The second phase of every GRU with reset before the product.
+CANDIDATE = Phase((PreActivation("n"),), ("n",), _candidate_forward, _candidate_backward, RESET)
+
 GRU_RESET_BEFORE = Cell(
     name="gru_reset_before",
     gates=_GATES,
@@ -106,17 +120,57 @@ GRU_RESET_BEFORE = Cell(
         Phase(
             (PreActivation("r"), PreActivation("z")),
             ("r", "z"),
-            _gates_forward,
-            _gates_backward,
+            gates_forward,
+            gates_backward,
         ),
-        Phase(
-            (PreActivation("n"),),
-            ("n",),
-            _candidate_forward,
-            _candidate_backward,
-            Operand(_reset, _reset_gradient),
-        ),
+        CANDIDATE,
     ),
     source="Cho et al. 2014, arXiv:1406.1078, reset applied before the product "
     "as in ONNX's default: n = tanh(W x + b + U (r * h) + b)",
+)
+
+# --- augru: reset before the product, updates held back by attention ------------------------------
+
+
+def _attentive_forward(a: Any, state: Any, values: Any) -> Any:
+    attention, a_n = a
+    (h,) = state
+    r, z = values
+    n = tanh(a_n)
+    z = (one_like(z) - attention) * z
+    return (n + z * (h - n),), (n, attention)
+
+
+def _attentive_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
+    r, z, n, attention = values
+    (dh,) = dstate
+    one = one_like(dh)
+    share = one - attention
+    own = share * z
+    d = dh * (h - n)
+    d_n = dh * (one - own) * (one - n * n)
+    return (zero_like(d) - d * z, d_n), (dh * own,), (zero_like(dh), d * share)
+
+
+AUGRU = Cell(
+    name="augru",
+    gates=_GATES,
+    states=("h",),
+    weights=(
+        Weight("weight_ih", INPUT, _GATES),
+        Weight("weight_hh", RECURRENT, _GATES),
+        Weight("bias", BIAS, _GATES),
+    ),
+    phases=(
+        Phase((PreActivation("r"), PreActivation("z")), ("r", "z"), gates_forward, gates_backward),
+        Phase(
+            (StepInput("attention"), PreActivation("n")),
+            ("n", "attention"),
+            _attentive_forward,
+            _attentive_backward,
+            RESET,
+        ),
+    ),
+    source="Zhou et al. 2019, arXiv:1809.03672, as its code and as in oneDNN and OpenVINO: "
+    "(1 - attention) * z in place of z",
 )

@@ -22,3 +22,21 @@ def zeros(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) ->
 def ones(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) -> Any:
     """Ones."""
     return np.ones(shape)
+
+
+def inverse_root_inputs(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) -> Any:
+    """Uniform between -1/sqrt(I) and 1/sqrt(I), as PyTorch draws linear layers."""
+    limit = shape[1] ** -0.5
+    return rng.uniform(-limit, limit, shape)
+
+
+def glorot_uniform(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) -> Any:
+    """Uniform between -sqrt(6 / (rows + columns)) and that. Glorot & Bengio 2010."""
+    limit = (6 / sum(shape)) ** 0.5
+    return rng.uniform(-limit, limit, shape)
+
+
+def orthogonal(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) -> Any:
+    """Orthonormal columns. Saxe et al. 2013, arXiv:1312.6120."""
+    q, r = np.linalg.qr(rng.standard_normal(shape))
+    return q * np.sign(np.diag(r))

@@ -7,9 +7,16 @@ steps call them by their addresses, as they call the product, so these loops kno
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..cells import HIDDEN, Cell, Operand
+from ..cells import HIDDEN, Cell, Operand, functions_called
 from ..layout import phase_plans
 from .simd import add_vectors, jitable, load_vectors, store_vectors, zero_vectors
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """An equation that kernels may call, with all the functions that it calls."""
+    for called in functions_called([function]):
+        jitable(called)
+    return function
 
 
 class Strided(NamedTuple):
@@ -23,7 +30,7 @@ class Strided(NamedTuple):
 def _make_next_operand(cell: Cell, number: int) -> Callable[[Any, Any], Any]:
     """The operand of the phase after this one, from this phase's results."""
     is_last = number + 1 == len(cell.phases)
-    operand = jitable(cell.phases[0 if is_last else number + 1].operand.value)
+    operand = _compiled(cell.phases[0 if is_last else number + 1].operand.value)
     if is_last:
         # The next step's first phase has no earlier values.
         def next_operand(state, values):
@@ -41,7 +48,7 @@ def make_forward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Non
     """Build a phase's equations, forward, with the operand of the phase after it."""
     plan, states = phase_plans(cell)[number], len(cell.states)
     terms, first_value = plan.terms, plan.first_value
-    equations = jitable(cell.phases[number].forward)
+    equations = _compiled(cell.phases[number].forward)
     next_operand = jitable(_make_next_operand(cell, number))
 
     def forward_phase(
@@ -69,7 +76,7 @@ def make_forward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., Non
 
 def make_first_operand(cell: Cell, lanes: int) -> Callable[..., None]:
     """Build the operand of the first phase of the first step, from the initial h."""
-    operand = jitable(cell.phases[0].operand.value)
+    operand = _compiled(cell.phases[0].operand.value)
 
     def first_operand(
         h,  # Strided
@@ -90,7 +97,7 @@ def make_backward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., No
     """Build a phase's equations, backward."""
     plan, states = phase_plans(cell)[number], len(cell.states)
     seen = plan.first_value + plan.values
-    equations = jitable(cell.phases[number].backward)
+    equations = _compiled(cell.phases[number].backward)
 
     if number + 1 < len(cell.phases):
 
@@ -131,7 +138,7 @@ def make_backward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., No
 
 def make_operand_gradient(operand: Operand, earlier_values: int, lanes: int) -> Callable[..., None]:
     """Build what passes an operand's gradient on: to h, and to the values of earlier phases."""
-    gradient, value = jitable(operand.gradient), jitable(operand.value)
+    gradient, value = _compiled(operand.gradient), _compiled(operand.value)
 
     if operand is HIDDEN:
         # Its rows are h's, which whoever needs them has.

@@ -1,4 +1,4 @@
-"""exp, sigmoid and tanh on SIMD vectors.
+"""exp, log, sigmoid and tanh on SIMD vectors, and what takes no more than a comparison.
 
 One algorithm for both precisions, from fused multiply-adds: with n = rint(x log2 e), the rest
 r = x - n ln 2 lies in ±0.347, where the Taylor polynomial of expm1 is short, and 2^n is made from
@@ -7,6 +7,8 @@ of sigmoid and tanh never cancel: the obvious 1 / (1 + exp(-x)) and 1 - 2 / (exp
 digit below -88 and near 0. What a core has in flight ends at the division: a short way to it, and
 few instructions, are what makes equations fast.
 
+log splits off the exponent and takes the rest from the series of atanh.
+
 NaN passes through. No table but one that a register holds, no branch, no call.
 """
 
@@ -14,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -33,6 +36,8 @@ class _Format(NamedTuple):
     sigmoid_limit: float  # sigmoid rounds to 1 at and above it
     tanh_limit: float  # tanh likewise
     short: tuple[float, ...]  # coefficients from r^2 on where a table has made r short
+    log_terms: int  # of atanh's series: the first omitted one is below eps / 8
+    tiny: float  # the smallest normal number
 
 
 _LN2_32 = 0.693145751953125, 1.4286068203094173e-06
@@ -41,8 +46,8 @@ _LN2_64 = 0.6931471803691238, 1.9082149292705877e-10
 _SHORT_32 = 0.500012, 1 / 6
 _SHORT_64 = tuple(1 / math.factorial(power) for power in range(2, 9))
 _FORMATS = {
-    32: _Format(23, 127, _LN2_32, 7, -104.0, 89.0, 20.0, 10.0, _SHORT_32),
-    64: _Format(52, 1023, _LN2_64, 13, -746.0, 710.0, 40.0, 20.0, _SHORT_64),
+    32: _Format(23, 127, _LN2_32, 7, -104.0, 89.0, 20.0, 10.0, _SHORT_32, 5, 2.0**-126),
+    64: _Format(52, 1023, _LN2_64, 13, -746.0, 710.0, 40.0, 20.0, _SHORT_64, 10, 2.0**-1022),
 }
 
 
@@ -166,6 +171,49 @@ class _Maths:
         high = self.polynomial(r, self.format.short)
         return self.scale(root, n), self.fma(builder.fmul(r, r), high, r)
 
+    def log(self, x: Any) -> Any:
+        """log, of any number.
+
+        With x = 2^n m, m between the roots of 1/2 and 2, f = m - 1 and s = f / (2 + f):
+        log m = 2 atanh s = f - (f²/2 - s (f²/2 + R)), where R is what atanh's series has beyond its
+        first term: small numbers are added to large ones last.
+        """
+        builder, form = self.builder, self.format
+        # Subnormal numbers are multiplied first.
+        bits = form.mantissa_bits + 2
+        is_small = builder.fcmp_ordered("<", x, self.const(form.tiny))
+        scaled = builder.select(is_small, builder.fmul(x, self.const(2.0**bits)), x)
+        extra = builder.select(is_small, self.const(-float(bits)), self.const(0.0))
+
+        def splat(value: int) -> Any:
+            return ir.Constant(self.integers, [value] * self.vec.lanes)
+
+        # Adding what is left of 1 above the root of 1/2 makes the exponent count from that root.
+        root = int(np.array(0.5**0.5, self.vec.dtype.name).view(f"i{self.vec.dtype.bitwidth // 8}"))
+        one = form.exponent_bias << form.mantissa_bits
+        word = builder.add(builder.bitcast(scaled, self.integers), splat(one - root))
+        exponent = builder.sub(
+            builder.lshr(word, splat(form.mantissa_bits)), splat(form.exponent_bias)
+        )
+        mantissa = builder.and_(word, splat((1 << form.mantissa_bits) - 1))
+        m = builder.bitcast(builder.add(mantissa, splat(root)), self.vec.ir)
+        n = builder.fadd(builder.sitofp(exponent, self.vec.ir), extra)
+        f = builder.fsub(m, self.const(1.0))
+        s = builder.fdiv(f, builder.fadd(f, self.const(2.0)))
+        z = builder.fmul(s, s)
+        series = [2.0 / (2 * power + 1) for power in range(1, form.log_terms)]
+        rest = builder.fmul(z, self.polynomial(z, series))
+        half = builder.fmul(builder.fmul(f, f), self.const(0.5))
+        high, low = form.ln2
+        correction = self.fma(s, builder.fadd(half, rest), builder.fmul(n, self.const(low)))
+        inner = builder.fsub(builder.fsub(half, correction), f)
+        value = builder.fsub(builder.fmul(n, self.const(high)), inner)
+        # Infinity and NaN stay, 0 becomes -infinity, negative numbers NaN.
+        is_number = builder.fcmp_ordered("<", x, self.const(math.inf))
+        value = builder.select(is_number, value, x)
+        value = self.select("==", x, self.const(0.0), self.const(-math.inf), value)
+        return self.select("<", x, self.const(0.0), self.const(math.nan), value)
+
     def exp(self, x: Any) -> Any:
         """exp for x up to `largest`."""
         n, m = self.split(self.at_least(x, self.format.smallest), self.format.ln2)
@@ -202,3 +250,22 @@ def _tanh(builder: Any, vec: Vec, x: Any) -> Any:
     scale = maths.scale(one, n)
     numerator = maths.fma(scale, m, builder.fsub(scale, one))
     return builder.fdiv(numerator, builder.fadd(numerator, maths.const(2.0)))
+
+
+@lower_on_vec(primitives.log, 1)
+def _log(builder: Any, vec: Vec, x: Any) -> Any:
+    return _Maths(builder, vec).log(x)
+
+
+@lower_on_vec(primitives.relu, 1)
+def _relu(builder: Any, vec: Vec, x: Any) -> Any:
+    maths = _Maths(builder, vec)
+    zero = maths.const(0.0)
+    return maths.select("<=", x, zero, zero, x)
+
+
+@lower_on_vec(primitives.is_positive, 1)
+def _is_positive(builder: Any, vec: Vec, x: Any) -> Any:
+    maths = _Maths(builder, vec)
+    zero = maths.const(0.0)
+    return maths.select(">", x, zero, maths.const(1.0), zero)

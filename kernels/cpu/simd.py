@@ -182,6 +182,25 @@ lower_on_vec(primitives.one_like, 1)(lambda builder, vec, a: constant(vec, 1.0))
 lower_on_vec(primitives.zero_like, 1)(lambda builder, vec, a: constant(vec, 0.0))
 
 
+@infer_global(primitives.constant_like)
+class _ConstantTemplate(AbstractTemplate):
+    def generic(self, args: Any, kws: Any) -> Any:
+        if len(args) == 2 and isinstance(args[0], Vec) and isinstance(args[1], types.Float):
+            return signature(args[0], args[0], args[1])
+        return None
+
+
+@lower_builtin(primitives.constant_like, Vec, types.Float)
+def _lower_constant(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """The number in every lane, rounded to the element type."""
+    vec, number = sig.return_type, args[1]
+    if vec.dtype != sig.args[1]:
+        number = context.cast(builder, number, sig.args[1], vec.dtype)
+    alone = builder.insert_element(ir.Constant(vec.ir, ir.Undefined), number, ir.IntType(32)(0))
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vec.lanes), [0] * vec.lanes)
+    return builder.shuffle_vector(alone, alone, everywhere)
+
+
 def element_pointer(context: Any, builder: Any, kind: Any, memory: Any, index: Any) -> Any:
     """Address of element `index` of a pointer or a contiguous array, without a bounds check."""
     if isinstance(kind, types.Array):

@@ -50,3 +50,30 @@ def _sigmoid(a):
     """float32: MUFU.EX2 and a rounded division; where exp overflows, 0."""
     one = _constant(a, 1)
     return lambda a: one / (one + math.exp(-a))
+
+
+@overload(primitives.constant_like)
+def _constant_like(a, value):
+    """An immediate operand, where the value is a constant."""
+    cast = np.float32 if a == types.float32 else np.float64
+    return lambda a, value: cast(value)
+
+
+@overload(primitives.relu)
+def _relu(a):
+    """FSETP and FSEL."""
+    zero = _constant(a, 0)
+    return lambda a: zero if a <= zero else a
+
+
+@overload(primitives.is_positive)
+def _is_positive(a):
+    """FSETP and FSEL."""
+    zero, one = _constant(a, 0), _constant(a, 1)
+    return lambda a: one if a > zero else zero
+
+
+@overload(primitives.log)
+def _log(a):
+    """float32: a polynomial after the exponent is split off, 1 ulp."""
+    return lambda a: math.log(a)
