@@ -269,6 +269,22 @@ def packed_weights(cell: Cell, I: int, H: int, lanes: int, by_columns: bool) -> 
     return PackedWeights(tuple(parts), at)
 
 
+class ColumnPanels(NamedTuple):
+    """How the columns of a weight gradient are taken: in panels of (rows at once, row)."""
+
+    total: int
+    columns: int  # of each; the last one may have fewer
+    row: int  # elements of a row
+    size: int  # elements of a panel
+
+
+def column_panels(columns: int, lanes: int, most: int, rows: int) -> ColumnPanels:
+    """As few panels of `most` columns as may be, of whole vectors, as wide as each other."""
+    total = -(-columns // most)
+    width = padded(-(-columns // total), lanes)
+    return ColumnPanels(total, width, width + lanes, rows * (width + lanes))
+
+
 # --- batch norm -----------------------------------------------------------------------------------
 
 

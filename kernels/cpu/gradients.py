@@ -16,7 +16,6 @@ from .simd import add_vectors, inlined, jitable, load_vectors, make_sweeps, poin
 from .transpose import store_square, transposed
 from .tuning import (
     BLOCK_ROWS,
-    COLUMNS_AT_ONCE,
     COLUMNS_WORTH_PREFETCHING,
     MOST_GRADIENT_VECTORS,
     NEAR_CACHE,
@@ -34,6 +33,8 @@ class InputProduct(NamedTuple):
     pre: int  # first pre-activation that x feeds, in a row of `d`
     terms: int  # how many x feeds
     weights: int  # where they lie in weights packed by columns
+    row: int  # elements of a row of sums
+    panels: int  # vectors of columns of x
 
 
 class WeightProduct(NamedTuple):
@@ -48,7 +49,12 @@ class WeightProduct(NamedTuple):
     product: int  # address of the product with so many gates
     full_columns: int  # of a full tile
     strips: int  # of units, which threads share
-    sums_size: int
+    strip_size: int  # elements of a strip's sums, (K in whole vectors, width)
+    sums_size: int  # of all strips
+    panels: int  # in which columns are taken, of (ROWS_AT_ONCE, panel_row)
+    panel_columns: int  # of each; the last one may have fewer
+    panel_row: int
+    panel_size: int
 
 
 def strip_vectors(gates: int) -> int:
@@ -64,28 +70,6 @@ def strip_vectors(gates: int) -> int:
 def full_columns(vectors: int) -> int:
     """Columns of a full tile of a weight gradient with strips of so many vectors."""
     return tile_shapes(vectors)[0][0]
-
-
-class _ColumnPanels(NamedTuple):
-    """How a weight gradient's columns are taken: in panels of (rows, row)."""
-
-    total: int
-    columns: int  # of each; the last one may have fewer
-    row: int  # elements of a row
-    size: int  # elements of a panel
-
-
-@jitable
-def _column_panels(columns, lanes):
-    """As few panels as may be, of whole vectors, as wide as each other."""
-    total = (columns + COLUMNS_AT_ONCE - 1) // COLUMNS_AT_ONCE
-    width = _padded((columns + total - 1) // total, lanes)
-    return _ColumnPanels(total, width, width + lanes, ROWS_AT_ONCE * (width + lanes))
-
-
-@jitable
-def _padded(size, lanes):
-    return (size + lanes - 1) // lanes * lanes
 
 
 @jitable
@@ -124,10 +108,10 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
         mode = enter_ieee_mode()
         of = record(InputProduct, table, at)
         d, weights = pointer(d_in, 0), pointer(packed_weights, 0)
-        sums = pointer(workspace, worker * worker_size)  # (at_once, row_size)
+        sums = pointer(workspace, worker * worker_size)  # (at_once, of.row)
         I = dx_out.shape[2]
         begin, end = offset[first_step], offset[last_step]
-        row_size = _padded(I, lanes) + lanes
+        row_size = of.row
         of_rows = Sums(sums, row_size, 0)
         panel = pointer(weights, of.weights)
         for packed in range(begin + worker * at_once, end, workers * at_once):
@@ -140,7 +124,7 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
                 Factors(pointer(d, (packed - begin) * d_row + of.pre), d_row, unit, 1),
                 Panels(panel, of.terms * H * lanes, lanes),
                 Prefetch(panel, panel, 0, 0),
-                Extent(of.terms, H, rows, (I + lanes - 1) // lanes),
+                Extent(of.terms, H, rows, of.panels),
             )
             step = step_of(offset, packed)
             for i in range(rows):
@@ -152,11 +136,6 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
         restore_mode(mode)
 
     return input_gradient
-
-
-def input_gradient_worker_size(input_size: int, lanes: int) -> int:
-    """Elements of workspace that a worker of the input gradient needs."""
-    return BLOCK_ROWS * (_padded(input_size, lanes) + lanes)
 
 
 def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
@@ -197,7 +176,8 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
         elif of.source == FROM_HIDDEN:
             previous_h(source, h0, layer, n, step, t, reverse, column, to, at, count)
         elif of.source == FROM_OPERAND:
-            copy(to, at, d_of_row, of.operand + column, _padded(count, lanes))
+            whole = (count + lanes - 1) // lanes * lanes
+            copy(to, at, d_of_row, of.operand + column, whole)
         else:
             to[at] = 1
 
@@ -232,23 +212,20 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
         mode = enter_ieee_mode()
         of = record(WeightProduct, table, at)
         d, sums = pointer(d_in, 0), pointer(sums_of_all, sums_start)
-        # (panels.total, ROWS_AT_ONCE, panels.row), then a strip of zeros
+        # (of.panels, ROWS_AT_ONCE, of.panel_row), then a strip of zeros
         work = pointer(workspace, worker * worker_size)
         K = dweight_out.shape[1]
         begin, end = offset[first_step], offset[last_step]
         width = of.vectors * lanes
-        length = len(gate_rows) * unit
-        strips = (length + width - 1) // width
-        strip_size = _padded(K, lanes) * width
-        panels = _column_panels(K, lanes)
-        zeros = panels.total * panels.size  # (width,)
+        strips, strip_size = of.strips, of.strip_size
+        zeros = of.panels * of.panel_size  # (width,)
         fill_zero(work, zeros, width)
         previous = 1 if reverse else -1
         shift = 0 if of.source == FROM_INPUT else previous
         is_gathered = of.source == FROM_INPUT or of.source == FROM_HIDDEN
         near_elements = NEAR_CACHE // itemsize
         # Sums that nobody adds to later take turns in one place, which stays in cache.
-        alone = is_first and is_last and end - begin <= ROWS_AT_ONCE and panels.total == 1
+        alone = is_first and is_last and end - begin <= ROWS_AT_ONCE and of.panels == 1
         has_totals = needs_totals(offset[-1])
         if has_totals and is_first:
             for strip in range(worker, strips, workers):
@@ -266,18 +243,18 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
                 if is_gathered:
                     prefetch_ahead(source, order, lengths, row, end_row, step, reverse, shift, 0, K)
                 d_of_row = pointer(d, (start - begin + i) * d_row)
-                for number in range(panels.total):
-                    column = number * panels.columns
+                for number in range(of.panels):
+                    column = number * of.panel_columns
                     load(
-                        of, work, number * panels.size + i * panels.row, source, h0, layer,
+                        of, work, number * of.panel_size + i * of.panel_row, source, h0, layer,
                         order[row], t, step, reverse, d_of_row, column,
-                        min(panels.columns, K - column),
+                        min(of.panel_columns, K - column),
                     )  # fmt: skip
-            for number in range(panels.total):
-                column = number * panels.columns
-                of_panel = number * panels.size
-                is_last_panel = number == panels.total - 1
-                count = min(panels.columns, K - column)
+            for number in range(of.panels):
+                column = number * of.panel_columns
+                of_panel = number * of.panel_size
+                is_last_panel = number == of.panels - 1
+                count = min(of.panel_columns, K - column)
                 # Where d is in no near cache, each tile prefetches a line of each row to come.
                 tile, round_ = 0, 0
                 if count >= COLUMNS_WORTH_PREFETCHING and (end - begin) * d_row > near_elements:
@@ -302,7 +279,7 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
                             Sums(pointer(sums, so_far + column * width), width, lanes),
                             before,
                             Factors(
-                                pointer(work, of_panel + block * panels.row), 1, 0, panels.row
+                                pointer(work, of_panel + block * of.panel_row), 1, 0, of.panel_row
                             ),
                             Panels(these, 0, d_row),
                             Prefetch(these, pointer(d, next_row), tile, round_),
@@ -326,25 +303,7 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
     return weight_gradient
 
 
-def weight_gradient_worker_size(columns: int, lanes: int) -> int:
-    """Elements of workspace that a worker of a weight gradient needs."""
-    panels = _column_panels(columns, lanes)
-    return panels.total * panels.size + MOST_GRADIENT_VECTORS * lanes
-
-
-def weight_gradient_overrun(lanes: int) -> int:
-    """Elements after the last row of `d` that a weight gradient's last strip may read."""
-    return MOST_GRADIENT_VECTORS * lanes
-
-
 @jitable
 def needs_totals(rows):
     """Whether the sums of so many packed rows are added to totals."""
     return rows > ROWS_OF_A_SUM
-
-
-def weight_gradient_sums(gates: int, unit: int, columns: int, lanes: int) -> tuple[int, int]:
-    """Strips of a weight gradient, and elements of its sums."""
-    width = strip_vectors(gates) * lanes
-    strips = -(-gates * unit // width)
-    return strips, strips * _padded(columns, lanes) * width

@@ -23,12 +23,7 @@ from ..ragged import RaggedRows
 from . import build, tables
 from .backward import LoopPlan
 from .barrier import BARRIER_WORDS
-from .gradients import (
-    input_gradient_worker_size,
-    needs_totals,
-    weight_gradient_overrun,
-    weight_gradient_worker_size,
-)
+from .gradients import needs_totals
 from .normalise import norm_worker_size
 from .packed import Array, Packing, Weights, flat, vector_places
 from .threads import Pace, split
@@ -134,8 +129,7 @@ class Layer:
         workspace = forward_workspace(self.rows, states, how.rows, steps)
         backward = max(
             backward_workspace(self.rows, states, how.rows).size,
-            input_gradient_worker_size(self.I, self.lanes),
-            weight_gradient_worker_size(max(self.I, self.H), self.lanes),
+            tables.gradients_worker_size(self),
             norm_worker_size(self.rows.x, self.rows.pre) if self.cell.norm else 0,
         )
         table = tables.forward_table(self, self.kernels, workspace, how.rows, steps)
@@ -165,7 +159,7 @@ class Layer:
         rows, packed_rows = len(ragged.order), ragged.total
         if self.cell.norm is None:
             packed_rows = min(packed_rows, max(self.gradient_rows(rows), rows))
-        return self._pool.buffers(packed_rows * self.rows.d + weight_gradient_overrun(self.lanes))
+        return self._pool.buffers(packed_rows * self.rows.d + tables.overrun(self.lanes))
 
     @property
     def norm(self) -> "Norm | None":

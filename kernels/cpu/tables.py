@@ -8,11 +8,14 @@ import numpy as np
 from ..cells import INPUT, RECURRENT, Cell
 from ..layout import (
     BackwardWorkspace,
+    ColumnPanels,
     ForwardWorkspace,
     PhasePlan,
     backward_workspace,
+    column_panels,
     gates_of_terms,
     packed_weights,
+    padded,
     part_of,
     phase_plans,
     step_input_terms,
@@ -30,11 +33,11 @@ from .gradients import (
     WeightProduct,
     full_columns,
     strip_vectors,
-    weight_gradient_sums,
 )
 from .normalise import NormPhase, NormPlan, word_of
 from .packed import Array, flat
 from .product import tile_counts
+from .tuning import BLOCK_ROWS, COLUMNS_AT_ONCE, MOST_GRADIENT_VECTORS, ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -149,6 +152,22 @@ def backward_table(of: "Layer", kernels: Kernels, loop: LoopPlan, block_rows: in
     return flat([loop, plan, *map(phase, reversed(plans))])
 
 
+def _column_panels(columns: int, lanes: int) -> ColumnPanels:
+    return column_panels(columns, lanes, COLUMNS_AT_ONCE, ROWS_AT_ONCE)
+
+
+def gradients_worker_size(of: "Layer") -> int:
+    """Elements of workspace that a worker of the gradients of x or of weights needs."""
+    panels = _column_panels(max(of.I, of.H), of.lanes)
+    of_weights = panels.total * panels.size + MOST_GRADIENT_VECTORS * of.lanes
+    return max(BLOCK_ROWS * of.rows.x, of_weights)
+
+
+def overrun(lanes: int) -> int:
+    """Elements after the last row of `d` that a weight gradient's last strip may read."""
+    return MOST_GRADIENT_VECTORS * lanes
+
+
 class PassTable(NamedTuple):
     """What a backward pass is told of a layer."""
 
@@ -163,7 +182,13 @@ def pass_table(of: "Layer", kernels: Kernels, has_constants: bool) -> PassTable:
     plans, terms = phase_plans(cell), len(cell.pre_activations)
     packed = packed_weights(cell, of.I, of.H, of.lanes, by_columns=True)
     inputs = [
-        InputProduct(p.first_input * rows.unit, p.inputs, packed.start_of(p, INPUT))
+        InputProduct(
+            p.first_input * rows.unit,
+            p.inputs,
+            packed.start_of(p, INPUT),
+            rows.x,
+            padded(of.I, of.lanes) // of.lanes,
+        )  # fmt: skip
         for p in plans
         if p.inputs
     ]
@@ -175,11 +200,13 @@ def pass_table(of: "Layer", kernels: Kernels, has_constants: bool) -> PassTable:
     ) -> None:
         count = len(of_weight)
         vectors = strip_vectors(count)
-        strips, size = weight_gradient_sums(count, rows.unit, columns, of.lanes)
+        width = vectors * of.lanes
+        strips, strip_size = -(-count * rows.unit // width), padded(columns, of.lanes) * width
         products.append(
             WeightProduct(
                 source, operand, first * rows.unit, len(gates), count, vectors,
-                kernels.product(vectors), full_columns(vectors), strips, size,
+                kernels.product(vectors), full_columns(vectors), strips, strip_size,
+                strips * strip_size, *_column_panels(columns, of.lanes),
             )
         )  # fmt: skip
         gates.extend(of_weight)
