@@ -8,6 +8,7 @@
 ((8, 50, 16), (1, 8, 16))
 """
 
+from .cell import check_cell, register_cell
 from .config import show_config
 from .ops import Gradients, backward, forward, forward_train, step
 from .packed import Packed, pack
@@ -25,10 +26,12 @@ __all__ = [
     "__version__",
     "backward",
     "cells",
+    "check_cell",
     "forward",
     "forward_train",
     "init_params",
     "pack",
+    "register_cell",
     "show_config",
     "step",
 ]

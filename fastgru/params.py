@@ -63,6 +63,8 @@ class Weights:
         vars(self).update(state, _named=present)
 
     def __getattr__(self, name: str) -> Any:
+        if name in weight_names():  # of a cell that was registered later
+            return None
         raise AttributeError(f"Weights have no {name!r}, only {', '.join(weight_names())}")
 
     def _refuse(self, *args: Any) -> NoReturn:

@@ -2,7 +2,8 @@
 
 Each target (the CPU's vectors, a GPU's threads) teaches Numba its own version of these functions,
 so a cell that calls them compiles there unchanged. The versions here run a cell as plain Python, on
-scalars and on arrays, and never raise nor warn on overflow.
+scalars and on arrays, and never raise nor warn on overflow. They take complex numbers too, near the
+real axis: so the complex step gives derivatives of cells.
 
 Cells hold no numeric literals: a bare ``1.0`` would turn float32 arithmetic into float64.
 `one_like`, `zero_like` and `constant_like` give constants in the type of the data.
@@ -52,6 +53,8 @@ def exp(a: Any) -> Any:
 
 def sigmoid(a: Any) -> Any:
     """Logistic function 1 / (1 + exp(-a)), accurate for both signs of `a`."""
+    if np.iscomplexobj(a):
+        return one_like(a) / (one_like(a) + exp(-a))
     e = exp(-np.abs(a))  # in (0, 1]: never overflows
     return np.where(a >= 0, one_like(e), e)[()] / (one_like(e) + e)
 
