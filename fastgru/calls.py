@@ -5,6 +5,7 @@ the types, dtypes and shapes of the arguments is therefore made once, as a `Call
 architecture of the weights keeps for the next arguments of the same kinds.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -80,6 +81,8 @@ class Call:
         That gives one step of each sample, (N, I), as sequences, (N, 1, I); or of one, (I,).
     takes_attention : bool
         Whether the cell takes a number for each sample and step.
+    may_overflow : bool
+        Whether states of the cell can grow without bound: then `warn_of_overflow` looks.
     takes_member : bool
         Whether a user's state is the only member of the one that the stack takes.
     """
@@ -93,12 +96,14 @@ class Call:
         precision: str | None = None,
     ) -> None:
         self.layout, self.N, self.T, self.precision = layout, N, T, precision
+        self.may_overflow = bool(architecture.cell.bounded)
         time_major = layout.batched and layout.time_major
         self.stack = Stack(architecture, N, T, precision, time_major)
         self._xp = architecture.backend.xp
         self._device_of = architecture.backend.kernels.device_of
         self.elsewhere = None if self._device_of is None else self._elsewhere
         self._num_states = len(architecture.cell.states)
+        self._cell = architecture.cell
         self.takes_attention = bool(architecture.cell.step_inputs)
         self.takes_member = layout.batched and self._num_states == 1
         # Kinds of the gradients for which `backward` was called, and which need no check.
@@ -138,6 +143,16 @@ class Call:
             return self.stack.zero_state()
         members = (state,) if self._num_states == 1 else tuple(state)
         return members if self.layout.batched else self.layout.inner_state(members)
+
+    def warn_of_overflow(self, final: States) -> None:
+        """Warn where the state has left the range of its dtype, by growing or by bad input."""
+        if not bool(self._xp.isfinite(final[0]).all()):
+            warnings.warn(
+                f"the state of cell {self._cell.name!r} is not finite: it can grow without bound; "
+                f"that of {self._cell.bounded!r} cannot",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def inner_attention(self, attention: Any, params: Params) -> Any:
         """A user's number for each sample and step as (N, T, 1), if it fits; None for None."""

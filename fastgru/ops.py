@@ -130,6 +130,8 @@ def forward(
     final, y = stack.forward(layout.inner(x), layouts, initial, attention)
     if layouts is not operands.layouts:
         operands.give_back(layouts)
+    if call.may_overflow:
+        call.warn_of_overflow(final)
     return layout.outer(y), layout.outer_state(final)
 
 
@@ -179,6 +181,8 @@ def forward_train(
     y = layout.outer(sequences[-1])
     # Views of our own: a shape changed in place must not change what backward reads.
     sequences[0], sequences[-1] = sequences[0][:], sequences[-1][:]
+    if call.may_overflow:
+        call.warn_of_overflow(final)
     saved = Saved((operands, call, stack, initial, sequences, values, attention))
     return y, layout.outer_state(final), saved
 
@@ -274,6 +278,8 @@ def step(
     final = call.stack.step(x_t[call.as_sequence], layouts, initial, attention)
     if layouts is not operands.layouts:
         operands.give_back(layouts)
+    if call.may_overflow:
+        call.warn_of_overflow(final)
     if not call.layout.batched:
         final = tuple([member[:, 0] for member in final])
     return final[0][-1], final if len(final) > 1 else final[0]

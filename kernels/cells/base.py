@@ -238,6 +238,8 @@ class Cell:
         Where the equations come from.
     norm : BatchNorm, optional
         How the input parts are normalised, if they are.
+    bounded : str, optional
+        Where states can grow without bound: the cell to take instead.
     """
 
     name: str
@@ -247,6 +249,7 @@ class Cell:
     phases: tuple[Phase, ...]
     source: str
     norm: BatchNorm | None = None
+    bounded: str = ""
 
     def __post_init__(self) -> None:
         for kind in (INPUT, RECURRENT):

@@ -75,6 +75,7 @@ LIGRU = Cell(
     ),
     source="Ravanelli et al. 2018, arXiv:1803.10225",
     norm=BatchNorm(),
+    bounded="sligru",
 )
 
 SLIGRU = Cell(
