@@ -31,7 +31,8 @@ def _mingru_forward(a: Any, state: Any, values: Any) -> Any:
     (h,) = state
     z = sigmoid(a_z)
     n = _g(a_n)
-    return (sigmoid(-a_z) * h + z * n,), (z, n)
+    # Not (1 - z) h + z n: of a small z, 1 - z keeps few digits.
+    return (h + z * (n - h),), (z, n)
 
 
 def _mingru_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
@@ -72,7 +73,8 @@ def _minlstm_forward(a: Any, state: Any, values: Any) -> Any:
     f = sigmoid(s)
     i = sigmoid(-s)
     n = _g(a_n)
-    return (f * h + i * n,), (f, i, n, sigmoid(-a_f), sigmoid(-a_i))
+    # Not f h + i n: of a small i, f keeps few digits of what it lacks to 1.
+    return (h + i * (n - h),), (f, i, n, sigmoid(-a_f), sigmoid(-a_i))
 
 
 def _minlstm_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:

@@ -188,7 +188,7 @@ def pass_table(of: "Layer", kernels: Kernels, has_constants: bool) -> PassTable:
             packed.start_of(p, INPUT),
             rows.x,
             padded(of.I, of.lanes) // of.lanes,
-        )  # fmt: skip
+        )
         for p in plans
         if p.inputs
     ]
