@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import fastgru
 from fastgru.kernels.cells import CELLS
+from fastgru.kernels.layout import multiply_adds
 
 Array = NDArray[Any]
 Shape = tuple[int, int, int, int]  # T, B, I, H
@@ -80,8 +81,9 @@ class Problem:
 
     def flops(self, mode: str) -> int:
         """Operations of the products of a call; backward has twice those of forward."""
-        rows, I = self.weights["weight_ih"].shape  # rows: G * H
-        once = 2 * self.row_steps(mode) * rows * (I + self.params.hidden_size)
+        params = self.params
+        of_row = multiply_adds(CELLS[self.cell], params.input_size, params.hidden_size)
+        once = 2 * self.row_steps(mode) * of_row
         return int(3 * once if mode == "train" else once)
 
     @property

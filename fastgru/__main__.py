@@ -1,4 +1,4 @@
-"""Command line: ``fastgru demo``, ``bench``, ``compile`` and ``info``."""
+"""Command line: ``fastgru demo``, ``bench``, ``compare``, ``compile`` and ``info``."""
 
 from __future__ import annotations
 
@@ -92,6 +92,12 @@ def _bench(**options: Any) -> int:
     return bench.main(**options)
 
 
+def _compare(json: Path | None = None, markdown: Path | None = None, **options: Any) -> int:
+    from fastgru.benchmarks import compare
+
+    return compare.main(json_path=json, markdown_path=markdown, **options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -173,6 +179,33 @@ def _run(argv: Sequence[str] | None) -> int:
     _add_file(run, "json", "bench.json", "a JSON")
     _add_file(run, "plot", "bench.png", "a PNG")
 
+    about = "all cells side by side: sizes, times beside the LSTM's, errors on the demo's series"
+    run = commands.add_parser(
+        "compare",
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}. Takes some ten minutes; with --seeds 0, which "
+        "trains nothing, about one.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run.add_argument(
+        "--cell",
+        nargs="+",
+        choices=fastgru.cells(),
+        default=list(fastgru.cells()),
+        help="which ones; all by default",
+    )
+    run.add_argument("--hidden-size", type=_positive, default=128, help="units, for the times")
+    run.add_argument("--rounds", type=_positive, default=3, help="turns that each cell gets")
+    run.add_argument(
+        "--seeds", type=_non_negative, default=demo.SEEDS, help="networks of each cell to train"
+    )
+    run.add_argument(
+        "--epochs", type=_positive, default=20, help="passes over the training windows"
+    )
+    _add_file(run, "json", "compare.json", "a JSON")
+    _add_file(run, "markdown", "compare.md", "a Markdown")
+    _add_file(run, "plot", "compare.png", "a PNG")
+
     about = "compile kernels and keep them, for container images and shared machines"
     run = commands.add_parser(
         "compile",
@@ -199,6 +232,8 @@ def _run(argv: Sequence[str] | None) -> int:
         demo.main(**args)
     elif command == "bench":
         return _bench(**args)
+    elif command == "compare":
+        return _compare(**args)
     elif command == "compile":
         return _compile(**args)
     elif command == "info":

@@ -196,8 +196,8 @@ def _hidden(h_n: Any) -> Array:
 
 def _gradients(
     x: Array, y: Array, params: fastgru.Params, readout: Readout
-) -> tuple[float, fastgru.Params, Readout]:
-    """Mean squared error of a batch, and its gradients."""
+) -> tuple[float, fastgru.Params, fastgru.Params, Readout]:
+    """Mean squared error of a batch, params with new running statistics if any, and gradients."""
     _, h_n, saved = fastgru.forward_train(x, params)
     h = _hidden(h_n)
     residual = h @ readout.weight + readout.bias - y
@@ -205,7 +205,7 @@ def _gradients(
     dh = (d_output @ readout.weight.T)[None]
     grads = fastgru.backward(saved, dh_n=(dh, None) if isinstance(h_n, tuple) else dh)
     d_readout = Readout(h.T @ d_output, d_output.sum(axis=0))
-    return float(np.mean(residual**2)), grads.params, d_readout
+    return float(np.mean(residual**2)), saved.params, grads.params, d_readout
 
 
 def run(
@@ -258,7 +258,7 @@ def run(
     for _ in bar:
         losses.append(0.0)
         for rows in rng.permutation(len(x))[: batches * BATCH].reshape(batches, BATCH):
-            loss, d_params, d_readout = _gradients(x[rows], y[rows], params, readout)
+            loss, params, d_params, d_readout = _gradients(x[rows], y[rows], params, readout)
             d_params, d_readout = clip(d_params, d_readout, LIMIT)
             # Falls to 0, and soon: large steps late in the training can make an LSTM unstable.
             rate = LEARNING_RATE * (1 - adam.steps / (epochs * batches)) ** 2

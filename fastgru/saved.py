@@ -60,6 +60,24 @@ def kept_by(saved: Saved) -> Kept:
     return saved._kept
 
 
+def bytes_kept(saved: Saved) -> int:
+    """Bytes of what a forward pass kept beside x and the weights: values, and outputs of layers."""
+    _, _, _, _, (_, *outputs), values, _ = saved._kept
+    kept = [
+        member
+        for of_layer in values
+        for of_direction in of_layer
+        for member in _arrays(of_direction)
+    ]
+    return sum(array.nbytes for array in (*outputs, *kept))
+
+
+def _arrays(kept: Any) -> list[Any]:
+    """The arrays in what the kernels kept: one, or one and statistics."""
+    members = kept if isinstance(kept, tuple) else (kept,)
+    return [member for member in members if hasattr(member, "nbytes")]
+
+
 def _restored(params: Params, kinds: Any, forms: list[Any], values: Any) -> Saved:
     """`Saved` out of a pickle."""
     layout, N, T, precision, lengths = kinds
