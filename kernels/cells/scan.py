@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..primitives import constant_like, exp, is_positive, log, one_like, relu, sigmoid, tanh
+from ..primitives import constant_like, exp, is_positive, one_like, relu, sigmoid, tanh, zero_like
 from .base import BIAS, INPUT, UNIT, Cell, Phase, PreActivation, UnitWeight, Weight
 from .initial import glorot_uniform, uniform
 
@@ -59,30 +59,31 @@ MINGRU = Cell(
 )
 
 
-def _log_sigmoid(a: Any) -> Any:
-    one = one_like(a)
-    positive = relu(a)
-    negative = a - positive
-    return negative - log(one + exp(negative - positive))
-
-
 def _minlstm_forward(a: Any, state: Any, values: Any) -> Any:
+    """With sigmoid(a) = 1 / (1 + exp(-a)), f / (f + i) is (1 + exp(-a_i)) / (2 + exp(-a_f) + ...).
+
+    Divided by the largest of the three terms, none of them overflows.
+    """
     a_f, a_i, a_n = a
     (h,) = state
-    s = _log_sigmoid(a_f) - _log_sigmoid(a_i)
-    f = sigmoid(s)
-    i = sigmoid(-s)
+    low = a_f - relu(a_f - a_i)
+    low = low - relu(low)
+    one, of_f, of_i = exp(low), exp(low - a_f), exp(low - a_i)
+    total = one + of_i + one + of_f
+    f = (one + of_i) / total
+    i = (one + of_f) / total
     n = _g(a_n)
     # Not f h + i n: of a small i, f keeps few digits of what it lacks to 1.
-    return (h + i * (n - h),), (f, i, n, sigmoid(-a_f), sigmoid(-a_i))
+    return (h + i * (n - h),), (f, i, n, a_f, a_i)
 
 
 def _minlstm_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
-    f, i, n, slope_f, slope_i = values
+    f, i, n, a_f, a_i = values
     (dh,) = dstate
-    zero = dh - dh
-    d_s = dh * (h - n) * f * i
-    return (d_s * slope_f, zero - d_s * slope_i, dh * i * _g_gradient(n)), (dh * f,), ()
+    d = dh * (h - n) * f * i
+    d_f = d * sigmoid(zero_like(a_f) - a_f)
+    d_i = d * sigmoid(zero_like(a_i) - a_i)
+    return (d_f, zero_like(d) - d_i, dh * i * _g_gradient(n)), (dh * f,), ()
 
 
 MINLSTM = Cell(
@@ -93,7 +94,7 @@ MINLSTM = Cell(
     phases=(
         Phase(
             tuple(PreActivation(gate, recurrent=False) for gate in ("f", "i", "n")),
-            ("f", "i", "n", "slope_f", "slope_i"),
+            ("f", "i", "n", "a_f", "a_i"),
             _minlstm_forward,
             _minlstm_backward,
         ),

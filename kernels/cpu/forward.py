@@ -32,6 +32,7 @@ class ForwardPlan(NamedTuple):
 
     phases: int
     states: int
+    has_products: int  # whether a unit sees what others have computed
     first_operand: int  # address of the equations of the first phase's operand; 0 where it is h
     worker_size: int  # a worker's part of the workspace
     block_rows: int  # rows at once
@@ -217,6 +218,7 @@ def make_forward(lanes: int, itemsize: int) -> Callable[..., None]:
         work = pointer(workspace, worker * plan.worker_size)
         state = pointer(work, plan.state)
         # The members of a team see each other's operand, and nothing else of each other.
+        waiting = share.members if plan.has_products else 1
         operands = pointer(workspace, share.area * plan.worker_size + plan.operand)
         to_following = plan.block_rows * plan.h_row
         for turn in range(turns(share, (N + plan.block_rows - 1) // plan.block_rows)):
@@ -236,7 +238,7 @@ def make_forward(lanes: int, itemsize: int) -> Callable[..., None]:
                 for row in range(rows):
                     h = row * plan.h_row + units.first
                     copy(operand, h, state, h, width)
-            wait(barrier, share.members)
+            wait(barrier, waiting)
 
             longest = lengths[first]
             for step0 in range(0, longest, plan.steps):
@@ -296,7 +298,7 @@ def make_forward(lanes: int, itemsize: int) -> Callable[..., None]:
                             running_rows,
                             width,
                         )
-                        wait(barrier, share.members)
+                        wait(barrier, waiting)
                         operand, following = following, operand
                     for row in range(running_rows):
                         t = time_index(step, lengths[first + row], reverse)

@@ -89,8 +89,9 @@ def forward_table(
     packed = packed_weights(cell, of.I, of.H, of.lanes, by_columns=False)
     of_step = step_input_terms(cell)
     plan = ForwardPlan(
-        len(plans), len(cell.states), _address(kernels.operands[0]), workspace.size, block_rows,
-        steps, rows.unit, rows.x, rows.pre, rows.value, rows.h, *workspace[:-1],
+        len(plans), len(cell.states), any(p.recurrents for p in plans),
+        _address(kernels.operands[0]), workspace.size, block_rows, steps, rows.unit, rows.x,
+        rows.pre, rows.value, rows.h, *workspace[:-1],
     )  # fmt: skip
 
     def phase(p: PhasePlan) -> ForwardPhase:
