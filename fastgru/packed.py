@@ -90,7 +90,7 @@ class Operands:
         self._device: Any = None
 
     def lay_out(self) -> Layouts:
-        """Lay out the weights, in memory that is lent to whoever asks."""
+        """Lay out the weights, in memory that `give_back` returns."""
         layers = zip(self.architecture.packings, self.params.layers, strict=True)
         return [[packing.pack(arrays_of(w)) for w in layer] for packing, layer in layers]
 

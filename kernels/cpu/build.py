@@ -51,12 +51,12 @@ def _theirs(dtype: types.Type, ndim: int) -> types.Array:
 
 
 def states_passed(count: int) -> int:
-    """Members that a state is passed with; those that it does not have are never looked at."""
+    """Members that a state is passed with; those that it does not have are not read."""
     return max(count, _STATES)
 
 
 def vectors_passed(count: int) -> int:
-    """Vectors of weights that are passed; those that a cell does not have are never looked at."""
+    """Vectors of weights that are passed; those that a cell does not have are not read."""
     return max(count, _VECTORS)
 
 
