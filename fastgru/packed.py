@@ -153,7 +153,7 @@ def operands_of(params: Params | Packed) -> Operands:
 def pack(params: Params | Packed) -> Packed:
     """Lay out weights for the kernels, once for many calls.
 
-    `forward` and `step` otherwise do it at every call, which small calls feel.
+    `forward` and `step` otherwise do it in every call, which makes small calls slower.
 
     Parameters
     ----------
