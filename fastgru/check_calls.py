@@ -94,7 +94,7 @@ def check_lengths(lengths: Any, batched: bool, N: int, T: int) -> Any:
 
 
 def _refused_lengths(lengths: Any, N: int) -> str:
-    """Why; made only when asked for, as showing an array takes longer than a small call."""
+    """The message; made only when needed, as showing an array takes longer than a small call."""
     return f"lengths: expected a sequence of {N} whole numbers, got {lengths!r}"
 
 

@@ -260,7 +260,7 @@ def run(
         for rows in rng.permutation(len(x))[: batches * BATCH].reshape(batches, BATCH):
             loss, params, d_params, d_readout = _gradients(x[rows], y[rows], params, readout)
             d_params, d_readout = clip(d_params, d_readout, LIMIT)
-            # Falls to 0, and soon: large steps late in the training can make an LSTM unstable.
+            # Falls to 0 early: large steps late in the training can make an LSTM unstable.
             rate = LEARNING_RATE * (1 - adam.steps / (epochs * batches)) ** 2
             params = adam.step(params, d_params, rate)
             readout = readout_adam.step(readout, d_readout, rate)

@@ -70,7 +70,7 @@ def forward(
         How many leading steps of each sample are valid, 0 to T; all by default. Steps after them
         are never read. Not for an `x` without samples.
     attention : (N, T) array, optional
-        For cells that take a number for each sample and step, and for them alone. (T, N) where
+        Only for cells that take a number for each sample and step, which need it. (T, N) where
         `time_major`, (T,) without samples.
     time_major : bool
         `x` and `y` are (T, N, …). No effect without samples.
@@ -78,7 +78,7 @@ def forward(
         How products of float32 CuPy arrays are computed: in float32, or on tensor cores from
         operands rounded to 11 or 8 significant bits, summed in float32; the state stays float32.
         That rounding alone moves y by at most 5e-4 ("tf32") or 5e-3 ("bf16") over 256 steps, with
-        normal `x` and the weights of `init_params`. NumPy arrays and float64 know None alone.
+        normal `x` and the weights of `init_params`. NumPy arrays and float64 take None only.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def forward(
     TypeError
         If the arrays are not all of one library and of one dtype, float32 or float64.
     ValueError
-        If a shape or a length does not fit, the precision is not known for these arrays, or CuPy
+        If a shape or a length does not fit, these arrays do not support the precision, or CuPy
         arrays are on several devices.
     ModuleNotFoundError
         If `x` is a CuPy array and what its kernels need is not installed.
@@ -193,7 +193,7 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
     Parameters
     ----------
     saved : Saved
-        Of `forward_train`. It is not used up.
+        Of `forward_train`. It can be used again.
     dy : array, optional
         Gradient of the loss with respect to `y`, shaped like it; not read where a step is not
         valid. Zeros by default.

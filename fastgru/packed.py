@@ -90,7 +90,7 @@ class Operands:
         self._device: Any = None
 
     def lay_out(self) -> Layouts:
-        """Lay out the weights, in memory that is lent to whoever asks."""
+        """Lay out the weights, in memory that `give_back` returns."""
         layers = zip(self.architecture.packings, self.params.layers, strict=True)
         return [[packing.pack(arrays_of(w)) for w in layer] for packing, layer in layers]
 
@@ -153,7 +153,7 @@ def operands_of(params: Params | Packed) -> Operands:
 def pack(params: Params | Packed) -> Packed:
     """Lay out weights for the kernels, once for many calls.
 
-    `forward` and `step` otherwise do it at every call, which small calls feel.
+    `forward` and `step` otherwise do it in every call, which makes small calls slower.
 
     Parameters
     ----------

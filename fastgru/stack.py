@@ -117,7 +117,7 @@ class Stack:
         if self._D > 1:
             final, (*_, y), _ = self._run(x, layouts, initial, attention, keep=False)
             return final, y
-        # Of one direction, which may be in a hurry: the same with fewer calls.
+        # One direction: the same with fewer calls, as small layers feel each of them.
         final = self._new_state(self._empty_member)
         for number, recurrence in enumerate(self.recurrences):
             y = self._new_y()

@@ -138,7 +138,7 @@ def functions_digest(functions: Iterable[Callable[..., Any]]) -> str | None:
 def folder() -> Path | None:
     """Folder of the cache: NUMBA_CACHE_DIR, else the user's cache folder; None if there is none.
 
-    A relative path in XDG_CACHE_HOME is ignored, as that variable's specification asks.
+    A relative path in XDG_CACHE_HOME is ignored, as that variable's specification requires.
     """
     if numba.config.CACHE_DIR:
         return Path(numba.config.CACHE_DIR) / "fastgru"

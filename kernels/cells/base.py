@@ -2,7 +2,7 @@
 
 All equations of a recurrent cell are elementwise over hidden units, except its products and its
 normalisers. A cell is therefore a list of *phases*: a phase forms one recurrent product, then
-applies a pointwise function to its pre-activations. Drivers know phases, not cells. For one time
+applies a pointwise function to its pre-activations. The loops know phases, not cells. For one time
 step and each phase:
 
     a_j = bias_j + W_j x + U_j operand(h, values)       the phase's pre-activations

@@ -1,11 +1,11 @@
 """The backward loop, for every cell: from gradients of the outputs to those of pre-activations.
 
-The mirror of `forward`: the same blocks of sorted rows, shared by threads in the same two ways,
+The mirror of `forward`: the same row blocks, shared by threads in the same two ways,
 phases in reverse. It runs over some steps, the last ones first, and leaves the gradients of their
 pre-activations in packed rows, with the operands that are not h; `gradients` makes those of x and
 of the weights from them.
 
-It is told in a table what depends on the cell: a `LoopPlan`, a `BackwardPlan`, and then a
+A table tells it what depends on the cell: a `LoopPlan`, a `BackwardPlan`, and then a
 `BackwardPhase` for each phase, the last one first.
 """
 
@@ -188,7 +188,7 @@ def make_backward(lanes: int, itemsize: int) -> Callable[..., None]:
                 values = pointer(values_of_all, packed_row * plan.value_row)
                 d = pointer(d_out, (packed_row - offset[first_step]) * plan.d_row)
                 ahead, ahead_size = values, 0
-                # The members of a team read a part of these values each, here and there.
+                # The members of a team read a part of these values each.
                 if step > first_step and share.members == 1:
                     ahead = pointer(values_of_all, (offset[step - 1] + first) * plan.value_row)
                     ahead_size = running_rows * plan.value_row

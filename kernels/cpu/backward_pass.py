@@ -3,8 +3,8 @@
 For each time block, the last one first: `backward` makes the gradients of pre-activations; the
 gradients of recurrent weights and of biases are made from them; a batch norm turns them into
 gradients of W x; and from these come the gradients of input weights and of x. The kernels are
-called by their addresses. From Python, every kernel cost some 15 µs: after the one before, the
-interpreter was in no cache any more.
+called by their addresses. From Python, every kernel cost some 15 µs, as the one before had driven
+the interpreter out of all caches.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def make_backward_pass() -> Callable[..., None]:
         vector_places,  # (3 * rows,): vector of weights, its gate, the pre-activation that it is in
         loop_table,  # of `backward`: a LoopPlan, and more
         norm_table,  # of the kernel that normalises, if there is one
-        ends,  # (blocks + 1,) where time blocks end, the last ones first, and 0
+        ends,  # (time blocks + 1,) where these end, the last ones first, and 0
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row, longest first
         offset,  # (T + 1,) packed rows before each step

@@ -4,7 +4,7 @@ Few rows with large weights are split by units, so each thread must see all of h
 product. A parallel region a step would cost 1 to 3 µs; here the threads of one region wait for each
 other at a barrier inside the kernel, 0.03 to 0.1 µs.
 
-Nobody may wait for a thread that might never come: a pool may give fewer threads than asked for, or
+Nobody may wait for a thread that might never come: a pool may give fewer threads than requested, or
 run several shares one after another on one thread. So a team forms when its threads begin. Whoever
 comes joins; the first one waits a little for the others and closes the team; later ones find it
 closed and leave. All members are then running threads, and any number of them computes the same
@@ -88,7 +88,7 @@ def _yield_core(typing: Any) -> Any:
 class Share(NamedTuple):
     """A thread's part of the work."""
 
-    row_block: int  # its block of rows in the first turn; negative if it came too late
+    row_block: int  # its row block in the first turn; negative if it came too late
     stride: int  # row blocks a turn, one for each worker, or one for all
     area: int  # whose part of the workspace holds what a team shares
     rank: int  # its number in its team
@@ -105,7 +105,7 @@ def _look_again(looks):
 
 @jitable
 def join(barrier, worker, workers):
-    """A worker's share: blocks of its own, or, where there is a barrier, part of each."""
+    """A worker's share: row blocks of its own, or, where there is a barrier, part of each."""
     # barrier (BARRIER_WORDS,) zeros, or empty
     if len(barrier) == 0:
         return Share(worker, workers, worker, 0, 1)
@@ -144,15 +144,15 @@ def wait(barrier, members):
 
 @jitable
 def turns(share, blocks):
-    """In how many turns a worker goes through its blocks."""
+    """In how many turns a worker goes through its row blocks."""
     return (blocks + share.stride - 1) // share.stride
 
 
 @jitable
 def row_block_of(share, turn):
-    """A worker's block of rows in one turn; there may be none with that number.
+    """A worker's row block in one turn; there may be none with that number.
 
-    Blocks go round there and back: the first ones have the longest rows.
+    Turns alternate in direction: the first row blocks have the longest rows.
     """
     return turn * share.stride + (
         share.stride - 1 - share.row_block if turn % 2 else share.row_block

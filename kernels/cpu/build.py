@@ -26,7 +26,7 @@ from .simd import lanes_of
 _OPTIONS: dict[str, Any] = {
     # Kernels allocate nothing, and callers hold their arrays while they run, so no references are
     # counted (the option is Numba's own, and hardly documented). Counters are atomic, were changed
-    # for every row that LLVM did not see through, and took a third of training at (50, 32, 32, 32),
+    # for every row that LLVM could not inline, and took a third of training at (50, 32, 32, 32),
     # more than half of it at (1000, 1, 8, 16), and 1 to 2 µs of each step.
     "_nrt": False,
     # Kernels raise nothing: a division by zero would be a branch in loops.
@@ -51,12 +51,12 @@ def _theirs(dtype: types.Type, ndim: int) -> types.Array:
 
 
 def states_passed(count: int) -> int:
-    """Members that a state is passed with; those that it does not have are never looked at."""
+    """Members that a state is passed with; those that it does not have are not read."""
     return max(count, _STATES)
 
 
 def vectors_passed(count: int) -> int:
-    """Vectors of weights that are passed; those that a cell does not have are never looked at."""
+    """Vectors of weights that are passed; those that a cell does not have are not read."""
     return max(count, _VECTORS)
 
 

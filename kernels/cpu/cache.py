@@ -60,7 +60,7 @@ class KernelCache(_Cache):
 
     @property
     def is_kept(self) -> bool:
-        """Whether what was last asked for is on disk."""
+        """Whether what was last looked up is on disk."""
         return store.read(self._last_parts) is not None
 
     def _parts(self, sig: Any, target: Any) -> tuple[Any, ...]:

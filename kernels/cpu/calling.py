@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 def call_at(typing: Any, address: Any, *args: Any) -> Any:
     """Call the compiled kernel at an address; its parameters have the types of the arguments.
 
-    Kernels raise nothing, so nothing is asked for afterwards. Numba's own type for functions as
+    Kernels raise nothing, so no status is checked afterwards. Numba's own type for functions as
     arguments is looked up at each call, which takes 60 µs.
     """
 

@@ -1,13 +1,12 @@
 """The forward pass of one layer and direction: project and recur, for every cell.
 
-A block of sorted rows runs through the whole sequence by itself. Time is taken in blocks of steps:
-gather x, project all of it, then go step by step. Threads take row blocks of their own and never
-wait for each other, or, as a team, they share the units of each row block and wait for each other
-after every phase's equations.
+A row block, some of the sorted rows, runs through the whole sequence by itself, in time blocks:
+gather x of some steps, project all of it, then go step by step. Threads take row blocks of their
+own and never wait for each other, or, as a team, they share the units of each row block and wait
+for each other after every phase's equations. docs/architecture.md follows one step.
 
-The loop is compiled once for each dtype. What depends on the cell, it is told in a table: a
-`ForwardPlan` and then a `ForwardPhase` for each phase, with the addresses of products and
-equations.
+The loop is compiled once for each dtype. A table tells it what depends on the cell: a `ForwardPlan`
+and then a `ForwardPhase` for each phase, with the addresses of products and equations.
 """
 
 from collections.abc import Callable
@@ -80,7 +79,7 @@ def strip_bits(rows, vectors, sum_bytes, panel_bytes):
     """Logarithm of the size of a step's strips, by what a vector's sums and its weights take.
 
     One row takes vectors one by one where the first-level cache has room for one, but not for all:
-    then the last one is still there when the next step turns back. Forward takes 3 to 7 % less
+    then the last one is still there when the next step starts with it. Forward takes 3 to 7 % less
     time so for 64 to 96 units (EPYC), 2 to 3 % for 128 of a GRU. Two rows gain nothing, and where
     one vector has too few sums, it takes 15 to 25 % more.
     """
@@ -141,7 +140,7 @@ def _make_project(lanes: int, itemsize: int) -> Callable[..., None]:
 
 
 def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
-    """Build a phase's recurrent product for one step: strips of panels, to and fro."""
+    """Build a phase's recurrent product for one step, strip by strip."""
 
     def multiply(
         phase, plan, sums, operand, weights, units, running_rows, rows, step, H, values, saves
@@ -155,7 +154,7 @@ def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
         share = share_of_strip(
             saves, running_rows, units.vectors, H, units.vectors * panel * itemsize, tiles
         )
-        # By the rows of the block, which do not change from step to step: 1 to 4 % of a small step.
+        # By the rows of the row block, the same in every step: 1 to 4 % of a small step.
         # More strips than `share_of_strip` counts are those of one row, which fills no tile and
         # prefetches nothing.
         sum_bytes = phase.recurrents * lanes * itemsize
@@ -265,7 +264,7 @@ def make_forward(lanes: int, itemsize: int) -> Callable[..., None]:
                         pointer(values_out, (offset[step] + first) * plan.value_row),
                         pointer(work, plan.values),
                     )
-                    # The members of a team write a part of these values each, here and there.
+                    # The members of a team write a part of these values each.
                     saves = running_rows * plan.value_row if keep and share.members == 1 else 0
                     for number in range(plan.phases):
                         phase = record(ForwardPhase, table, _PLAN + number * _PHASE)

@@ -141,8 +141,8 @@ def make_input_gradient(lanes: int) -> Callable[..., None]:
 def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
     """Build the gradient of one phase's weights of one kind.
 
-    Packed rows are summed in blocks, then the blocks, then, of very many, those sums: one sum over
-    all rows rounded 10 to 20 times worse at 24 576 rows.
+    Packed rows are summed BLOCK_ROWS at a time, then these sums, then, of very many, sums of those:
+    one sum over all rows rounded 10 to 20 times worse at 24 576 rows.
     """
     fill_zero, copy = make_sweeps(lanes)
 
@@ -224,7 +224,7 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
         shift = 0 if of.source == FROM_INPUT else previous
         is_gathered = of.source == FROM_INPUT or of.source == FROM_HIDDEN
         near_elements = NEAR_CACHE // itemsize
-        # Sums that nobody adds to later take turns in one place, which stays in cache.
+        # Sums that nothing is added to later use one place in turn, which stays in cache.
         alone = is_first and is_last and end - begin <= ROWS_AT_ONCE and of.panels == 1
         has_totals = needs_totals(offset[-1])
         if has_totals and is_first:

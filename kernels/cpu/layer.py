@@ -163,7 +163,7 @@ class Layer:
 
     @property
     def norm(self) -> "Norm | None":
-        """What a batch norm needs, if there is one; prepared when it is first asked for."""
+        """What a batch norm needs, if there is one; prepared when it is first needed."""
         if self._norm is None and self.cell.norm is not None:
             self._norm = Norm(self)
         return self._norm

@@ -4,8 +4,8 @@ One algorithm for both precisions, from fused multiply-adds: with n = rint(x log
 r = x - n ln 2 lies in ±0.347, where the Taylor polynomial of expm1 is short, and 2^n is made from
 its bits. (For sigmoid with AVX-512, n is in sixteenths or eighths; see `_Maths.factors`.) The forms
 of sigmoid and tanh never cancel: the obvious 1 / (1 + exp(-x)) and 1 - 2 / (exp(2x) + 1) lose every
-digit below -88 and near 0. What a core has in flight ends at the division: a short way to it, and
-few instructions, are what makes equations fast.
+digit below -88 and near 0. Equations are fast if few instructions, and a short chain of them, come
+before the division: it limits what a core has in flight.
 
 log splits off the exponent and takes the rest from the series of atanh.
 

@@ -2,8 +2,8 @@
 
 See `LayerNorm` and `BatchNorm`. Sums are float64, in a fixed order: what is summed does not depend
 on threads or on how rows are taken. A batch norm needs the input parts of all rows before the first
-step, and all gradients before those of W and of x; they are computed anew for it, block by block,
-which needs no memory for all of them. Forward runs with the norm folded into the weights.
+step, and all gradients before those of W and of x; they are computed anew for it, some rows at a
+time, which needs no memory for all of them. Forward runs with the norm folded into the weights.
 """
 
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def norm_worker_size(x_row: int, pre_row: int) -> int:
 
 
 def _make_input_parts(lanes: int) -> Callable[..., None]:
-    """Build W x of a block of packed rows, in the workspace after the rows of x."""
+    """Build W x of some packed rows, in the workspace after the rows of x."""
     fill_zero, _ = make_sweeps(lanes)
 
     def input_parts(table, order, lengths, offset, x, reverse, packed, begin, rows, work):
@@ -152,7 +152,7 @@ def _make_input_parts(lanes: int) -> Callable[..., None]:
 
 
 def make_statistics(lanes: int) -> Callable[..., None]:
-    """Build the statistics of input parts over all packed rows, blocks of them joined in order."""
+    """Build the statistics of input parts over all packed rows, some at a time, joined in order."""
     input_parts = _make_input_parts(lanes)
 
     def statistics(

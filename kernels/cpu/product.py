@@ -33,10 +33,10 @@ __all__ = ["Extent", "Factors", "Panels", "Prefetch", "Sums"]
 
 
 class Prefetch(NamedTuple):
-    """What full tiles and pairs prefetch, as it is needed soon: a cache line in each round."""
+    """What full tiles and pairs prefetch, a cache line in each round."""
 
     panels: Any  # pointer to panels, without gaps, that may be read after these
-    memory: Any  # pointer to what else is needed soon
+    memory: Any  # pointer to what else is needed next
     tile: Any  # elements of it from one tile's to the next one's
     round: Any  # elements of it from one round's to the next one's; 0 to prefetch panels instead
 
@@ -77,7 +77,7 @@ def pair_heights(gates: int) -> tuple[int, ...]:
 
 
 class TileCounts(NamedTuple):
-    """The full tiles of a product, by which a step's prefetching is shared out among them."""
+    """The full tiles of a product, by which a step's prefetching is divided among them."""
 
     full_rows: int
     full_panels: int
@@ -163,7 +163,7 @@ def _multiply(
         def panels_ahead(next_panel: Any) -> Ahead:
             """What a tile prefetches: the next panels, about an equal share for each.
 
-            Where weights come from the third-level cache, that hides the way from there (64 rows of
+            Where weights come from the third-level cache, that hides its latency (64 rows of
             512 and 1024 units take 5 to 20 % less time on a Xeon), but only if it is evenly spread:
             a core waits for 10 to 16 lines at a time, and then for the oldest of them.
             """

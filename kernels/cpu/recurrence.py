@@ -67,7 +67,7 @@ class Recurrence:
         return self._kept_pace_work
 
     def _ends(self) -> Array:
-        """Where the blocks of steps that backward takes end, the last ones first, and 0."""
+        """Where the time blocks that backward takes end, the last ones first, and 0."""
         if self._kept_ends is None:
             offset, most = self.ragged.offset, self.layer.gradient_rows(len(self.ragged.order))
             if self.layer.cell.norm is not None:  # whose gradients depend on those of all rows

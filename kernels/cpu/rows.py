@@ -124,7 +124,7 @@ def time_index(step, length, reverse):
 
 @inlined
 def prefetch_ahead(array, order, lengths, row, end, step, reverse, shift, column, count):
-    """Prefetch part of a row that is needed soon: of the sorted rows before `end`, at a step.
+    """Prefetch part of a row, ROWS_AHEAD later, of the sorted rows before `end`, at a step.
 
     `shift` is the distance in time from the step's own row.
     """

@@ -90,9 +90,9 @@ class Pace:
 class Split(NamedTuple):
     """How threads share the loop over a sequence. No result depends on it."""
 
-    rows: int  # rows a block
+    rows: int  # of a row block
     workers: int
-    shared: bool  # whether the workers share the units of each block, or have blocks of their own
+    shared: bool  # whether workers are a team, which shares units, or have row blocks of their own
 
 
 def split(
@@ -103,8 +103,8 @@ def split(
     `running` is how many rows take a step in the mean, `row_bytes` the size of all weights,
     `recurrent_bytes` that of those that use h.
 
-    Blocks of rows need no waiting, so they come first; they need some rows for each thread. Fewer
-    rows share the units, where a step is worth the waiting.
+    Threads with row blocks of their own need not wait, so these come first; each thread needs some
+    rows. With fewer rows threads share the units, where a step is worth the waiting.
     """
     most = RUN_TOGETHER if row_bytes <= NEAR_CACHE else MORE_RUN_TOGETHER
     block = _rows_a_block(rows, MORE_RUN_TOGETHER)
@@ -136,7 +136,7 @@ def _own_rows(threads: int, rows: int, units: int, recurrent_bytes: float) -> in
 
 
 def _rows_a_block(rows: int, most: int) -> int:
-    """Rows of blocks that are as large as each other, at most so large, and at least 1."""
+    """Rows of row blocks of about equal size, at most so many, and at least 1."""
     rows = max(1, rows)
     return -(-rows // -(-rows // most))
 

@@ -1,4 +1,4 @@
-"""Square parts of a matrix of any strides, one vector a row, and their transposition."""
+"""Parts of a matrix of any strides, with as many rows and columns as a vector has lanes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -71,7 +71,7 @@ def load_square(
     rows: Any,  # at most as many as lanes, likewise the columns; what is not there is 0
     columns: Any,
 ) -> Any:
-    """A square as a tuple of vectors."""
+    """Such a part as a tuple of vectors, one for each row."""
     vec = vec_of(matrix)
     result = types.UniTuple(vec, vec.lanes)
 

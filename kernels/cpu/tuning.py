@@ -41,21 +41,22 @@ STRIP = 1 << STRIP_BITS
 # cache: a multiply-add takes four cycles, in each of which 32 bytes come, on an EPYC.
 ENOUGH_SUM_BYTES = 4 * 32
 
-# --- blocks of time -------------------------------------------------------------------------------
+# --- time blocks ----------------------------------------------------------------------------------
 
-# Bytes of inputs and pre-activations of a time block, which are written and read again soon.
+# Bytes of inputs and pre-activations of a time block, which are written and read again.
 TIME_BLOCK_BYTES = 256 * 1024
-# Each time block reads all input weights. Where they are this many times as large, blocks grow with
-# them: with two threads, forward for 64 rows of 1024 units gains 4 % (LSTM) and 1 % (GRU).
+# Each time block reads all input weights. Where they are this many times as large, time blocks grow
+# with them: with two threads, forward for 64 rows of 1024 units gains 4 % (LSTM) and 1 % (GRU).
 INPUT_WEIGHTS_PER_BLOCK = 8
 # Bytes of gradients of the pre-activations of a time block, which are read three times: they should
-# come from the cache, but each block reads and writes the sums of all weight gradients, which for
-# large weights is a lot: so there is a least number of rows too. With two threads of an EPYC, 512
-# units take 2 to 5 % less time in backward with 1024 rows than with 512; with one, the same.
+# come from the cache, but each time block reads and writes the sums of all weight gradients, which
+# for large weights is a lot: so there is a least number of rows too. With two threads of an EPYC,
+# 512 units take 2 to 5 % less time in backward with 1024 rows than with 512; with one, the same.
 GRADIENT_BLOCK_BYTES = 2 * 1024 * 1024
 GRADIENT_BLOCK_ROWS = 1024
-# And, of many rows, a few steps: each block loads and stores what backward knows of every row, and
-# cannot prefetch the values of the step before its first one.
+# And, of many rows, a few steps: each time block loads and stores what backward knows of every row,
+# and cannot prefetch the values of the step before its first one. Weight gradients depend on these
+# numbers, as their sums begin anew in each time block.
 GRADIENT_BLOCK_STEPS, LARGEST_GRADIENT_BLOCK_BYTES = 3, 4 * 1024 * 1024
 
 # --- gradients of weights -------------------------------------------------------------------------
@@ -67,7 +68,8 @@ MOST_GRADIENT_VECTORS = 4
 # on it.
 BLOCK_ROWS = 128
 # Packed rows that are added to a strip's sums before the next strip's: the sums of all strips are
-# too many for a cache. Four blocks instead of two make weight gradients of 512 units 3 % faster.
+# too many for a cache. Four times BLOCK_ROWS instead of two make weight gradients of 512 units 3 %
+# faster.
 ROWS_AT_ONCE = 4 * BLOCK_ROWS
 # Sums of more packed rows than this are added to totals, and begin at zero again, each time that so
 # many have been added. In one sum, 70 million equal rows were off by 0.3 %. Results depend on it.
@@ -105,10 +107,10 @@ SMALLEST_SHARE_OF_RECURRENT, SMALLEST_SHARE = 25e3, 100e3
 # weights, and the longer a step is, the less the waiting matters: hence the first three lines.
 # Weights beyond a second-level cache would be read by each thread for its own rows: the last two.
 # Measured with two threads of a Xeon, GRU and LSTM, 2 to 32 rows of 16 to 1024 units: near a limit
-# the two ways differ by up to 5 %, far from one by up to 60 %. On an EPYC, three rows would do
+# the two schedules differ by up to 5 %, far from one by up to 60 %. On an EPYC, three rows would do
 # whatever the size, which gains 3 to 6 % there.
 OWN_ROWS = ((100e3, 1), (250e3, 2), (1.2e6, 3), (3e6, 8), (math.inf, 16))
-# Not more than this many where there are several blocks of rows, one after another, which would
+# Not more than this many where there are several row blocks, one after another, which would
 # read the weights as often as threads of their own do, or where threads' shares, which are whole
 # vectors of units, would be fewer vectors than this.
 MOST_OWN_ROWS, FEWEST_SHARED_VECTORS = 8, 4

@@ -49,7 +49,7 @@ class Buffers:
         self.release: Callable[[Array], None] = self._idle.append
 
     def acquire(self) -> Array:
-        """An uninitialised buffer, for a while or for ever."""
+        """An uninitialised buffer; need not be given back."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -72,7 +72,7 @@ class Pool:
         return self._buffers[bits] if bits <= LARGEST_KEPT_BITS else Buffers(size, self._dtype, 0)
 
     def acquire(self, size: int) -> Array:
-        """An uninitialised buffer of at least that size, for a while or for ever."""
+        """An uninitialised buffer of at least that size; need not be given back."""
         return self.buffers(size).acquire()
 
     def release(self, *buffers: Array) -> None:

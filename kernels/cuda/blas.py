@@ -118,7 +118,7 @@ class Handle:
     def __init__(self) -> None:
         self._handle = ctypes.c_void_p()
         _call("cublasCreate_v2", ctypes.byref(self._handle))
-        # When a program ends there may be no driver left to ask.
+        # When a program ends there may be no driver left to call.
         destroy = c_library().cublasDestroy_v2
         weakref.finalize(self, destroy, self._handle).atexit = False
         version = ctypes.c_int()
@@ -130,7 +130,7 @@ class Handle:
             )
 
     def on(self, stream: int, workspace: Any) -> Callable[..., None]:
-        """What multiplies on a stream from now on, until it is asked for another."""
+        """What multiplies on a stream from now on, until `on` is called for another."""
         # In this order: setting the stream resets the workspace.
         _call("cublasSetStream_v2", self._handle, stream)
         _call("cublasSetWorkspace_v2", self._handle, workspace.data.ptr, workspace.nbytes)
@@ -172,7 +172,7 @@ def product(
     def run(m: int, offset: int, kept: Any = arrays) -> None:
         if m == 0 or n == 0:
             return
-        # cuBLAS's matrices are column-major: it is asked for the transposed product.
+        # cuBLAS's matrices are column-major: it computes the transposed product.
         multiply(
             b_transposed, a_transposed, n, m, k, one, b_address, kind, b_stride,
             a_address + offset * size, kind, a_stride,

@@ -15,7 +15,7 @@ MOST_THREADS = 1024
 # Registers of 32 bits: of a thread, and of a multiprocessor.
 MOST_REGISTERS_OF_THREAD = 255
 REGISTERS_OF_MULTIPROCESSOR = 65_536
-# Bytes of shared memory of a block: without asking for more, and at most (sm_90).
+# Bytes of shared memory of a block: by default, and at most (sm_90).
 STATIC_SHARED_BYTES = 48 * 1024
 MOST_SHARED_BYTES = 227 * 1024
 # Blocks of a cluster: on any GPU that has clusters, and on some (sm_90).
@@ -50,7 +50,7 @@ OTHER_REGISTERS = 96
 # Threads of a block. So many, of MOST_REGISTERS_OF_THREAD each, fit a multiprocessor, and so does
 # the shared memory of a block: as many blocks as there are multiprocessors can run together.
 EXCHANGE_THREADS = 256
-# Tagged words that a thread asks for before it waits for one. Estimated.
+# Tagged words that a thread starts to load before it waits for one. Estimated.
 EXCHANGE_PREFETCH = 4
 # Compute capability, times ten, from which on threads of a warp may wait for each other.
 EXCHANGE_CAPABILITY = 70
@@ -76,5 +76,5 @@ GRAPH_BYTES, GRAPH_BYTES_OF_THREAD = 2**26, 2**28
 GRAPH_RECENT = 16
 # Streams for which a thread keeps a cuBLAS handle and its workspace.
 GRAPH_STREAMS = 8
-# Bytes of cuBLAS's workspace: what it asks for, by its documentation, on sm_90.
+# Bytes of cuBLAS's workspace: what its documentation recommends for sm_90.
 CUBLAS_WORKSPACE_BYTES = 2**25

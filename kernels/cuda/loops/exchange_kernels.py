@@ -31,7 +31,7 @@ from .register_product import Tile, make_product
 
 
 def _make_receive_some(tile: Tile, vectors: int, count: int) -> Callable[..., None]:
-    """Build what receives so many words: all are asked for, then waited for."""
+    """Build what receives so many words: all loads are started, then waited for."""
     if count == 0:
 
         def receive_some(exchange_words, slot, at, total, exchange, out):

@@ -2,7 +2,7 @@
 
 A graph repeats launches with the addresses that they had, so it has arrays of its own: what a pass
 brings is copied into them, and what it leaves is copied out. A kind of pass is captured when it
-comes again soon; the pass before shows that it does, and has the driver load what it loads late.
+comes a second time, not many others later; the first pass has the driver load what it loads late.
 Where that is not possible (no room, or another thread did what ends a capture) the pass is launched
 step by step, and the log says why.
 """

@@ -3,7 +3,7 @@
 A block of threads takes a tile of rows through the steps by itself, so nothing is waited for but
 its own threads. `register_product` multiplies; then thread (part, unit) has the equations of one
 row, the `part`-th, and keeps its state in registers. Whether there is that row is computed anew
-wherever it is asked: kept, it takes a register that the weights need (GRU, H = 96, sm_80).
+wherever it is needed: kept, it takes a register that the weights need (GRU, H = 96, sm_80).
 """
 
 from collections.abc import Callable

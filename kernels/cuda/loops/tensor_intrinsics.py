@@ -23,7 +23,7 @@ def _emit_void(builder: Any, text: str, constraints: str, *operands: Any) -> Non
 
 # --- clusters: blocks that run at the same time and write to each other's shared memory -----------
 
-# The barrier is not `.aligned`: threads of a warp may have gone different ways before.
+# The barrier is not `.aligned`: threads of a warp may have taken different branches before.
 
 
 @intrinsic
