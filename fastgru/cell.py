@@ -185,7 +185,8 @@ def _check_backward(
         return sum(end * weight for end, weight in zip(ends, weights, strict=True))
 
     _, new = phase.forward(a, state, earlier)
-    given = phase.backward(state[0], earlier + new, dstate, dvalues)
+    units = a[: phase.unit_weights]
+    given = phase.backward(state[0], (*earlier, *new, *units), dstate, dvalues)
     where = f"backward of phase {number}"
     groups = (
         ("pre-activations", _term_names(phase), a),

@@ -234,11 +234,11 @@ class PackedPart(NamedTuple):
 class PackedWeights(NamedTuple):
     """How all weights of a layer and direction lie in one flat array.
 
-    By units, for forward: the constants (pre-activations, unit), which are sums of biases or
-    weights of units; then for each phase its input weights (panels, I, gates, lanes) and its
-    recurrent weights (panels, H, gates, lanes), where a panel is a vector of units.
+    First the constants (pre-activations, unit): sums of biases, or weights of units. Then, by units,
+    for forward: for each phase its input weights (panels, I, gates, lanes) and its recurrent
+    weights (panels, H, gates, lanes), where a panel is a vector of units.
 
-    By columns, for the gradients of operands and of x: for each phase its recurrent weights
+    Or, by columns, for the gradients of operands and of x: for each phase its recurrent weights
     (panels, gates, H, lanes), then for each phase its input weights likewise, where a panel is a
     vector of columns.
     """
@@ -256,7 +256,7 @@ class PackedWeights(NamedTuple):
 def packed_weights(cell: Cell, I: int, H: int, lanes: int, by_columns: bool) -> PackedWeights:
     """Lay out the weights of a layer and direction."""
     unit = padded(H, lanes)
-    at = 0 if by_columns else len(cell.pre_activations) * unit
+    at = len(cell.pre_activations) * unit
     places = [(plan, kind) for plan in phase_plans(cell) for kind in (INPUT, RECURRENT)]
     if by_columns:  # recurrent weights of all phases come first: their loop does not know I
         places.sort(key=lambda place: place[1], reverse=True)

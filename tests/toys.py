@@ -250,7 +250,7 @@ def _diagonal_forward(a: Any, state: Any, values: Any) -> Any:
     (h,) = state
     z = sigmoid(x_z + v_z * h)
     n = tanh(x_n + v_n * h)
-    return (n + z * (h - n),), (z, n, v_z, v_n)
+    return (n + z * (h - n),), (z, n)
 
 
 def _diagonal_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
@@ -407,7 +407,7 @@ TOYS = (
                     PreActivation("z", recurrent=False),
                     PreActivation("n", recurrent=False),
                 ),
-                ("z", "n", "v_z", "v_n"),
+                ("z", "n"),
                 _diagonal_forward,
                 _diagonal_backward,
             ),

@@ -21,9 +21,10 @@ all earlier phases with their gradients so far, and returns the gradients of the
 values alone. `dstate` comes in as the gradient of the state after the phase and leaves as that of
 the state before it, the path through the recurrent product excepted.
 
-Two things stand in the place of a weighted sum: a `UnitWeight`, a weight with one number a unit,
-and a `StepInput`, a number that the user gives for each sample and time step. To the equations they
-are elements of `a` like any other, with a gradient like any other.
+Two more things stand in the place of a weighted sum: a `UnitWeight`, a weight with one number a
+unit, and a `StepInput`, a number that the user gives for each sample and time step. To the
+equations they are elements of `a` like any other, with a gradient like any other. `backward` gets
+the weights of units of its phase after all values, so forward need not return them.
 
 A cell may normalise: the input parts of all gates over the batch (`BatchNorm`), the recurrent parts
 of a phase over a row's units (`LayerNorm`). The equations see what is normalised.
@@ -183,9 +184,10 @@ class LayerNorm:
     eps: float = 1e-5
 
 
-def _rank(term: Term) -> tuple[bool, bool]:
-    """Order of terms: what no product feeds, what x feeds, what both do, what the operand does."""
-    return term.recurrent, not term.input if term.recurrent else term.input
+def _rank(term: Term) -> tuple[bool, bool, bool]:
+    """Order of terms: weights of units, others without products, input parts, sums, the rest."""
+    is_fed = term.recurrent, not term.input if term.recurrent else term.input
+    return *is_fed, not isinstance(term, UnitWeight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +206,19 @@ class Phase:
     operand: Operand = HIDDEN
     norm: LayerNorm | None = None
 
+    @property
+    def unit_weights(self) -> int:
+        """How many weights of units the equations take: they are the first pre-activations."""
+        return sum(isinstance(term, UnitWeight) for term in self.pre_activations)
+
     def __post_init__(self) -> None:
         order = [_rank(term) for term in self.pre_activations]
         if order != sorted(order):
             raise ValueError(
-                "pre-activations: expected those without products, then input parts, then sums, "
-                f"then recurrent parts; got {self.pre_activations}"
+                "pre-activations: expected weights of units, then others without products, then input "
+                f"parts, then sums, then recurrent parts; got {self.pre_activations}"
             )
-        if self.norm and (True, False) in order:
+        if self.norm and any(t.input and t.recurrent for t in self.pre_activations):
             raise ValueError(
                 "pre-activations: expected recurrent parts apart from input parts in a phase that "
                 f"normalises them; got {self.pre_activations}"

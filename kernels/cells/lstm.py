@@ -70,7 +70,7 @@ def _peephole_forward(a: Any, state: Any, values: Any) -> Any:
     g = tanh(a_g)
     c_next = f * c + i * g
     o = sigmoid(a_o + p_o * c_next)
-    return (o * tanh(c_next), c_next), (i, f, g, o, c, p_i, p_f, p_o)
+    return (o * tanh(c_next), c_next), (i, f, g, o, c)
 
 
 def _peephole_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
@@ -101,7 +101,7 @@ LSTM_PEEPHOLE = Cell(
                 *(UnitWeight("peephole", gate) for gate in _SEEING),
                 *(PreActivation(gate) for gate in _GATES),
             ),
-            ("i", "f", "g", "o", "c", "p_i", "p_f", "p_o"),
+            ("i", "f", "g", "o", "c"),
             _peephole_forward,
             _peephole_backward,
         ),

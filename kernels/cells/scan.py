@@ -111,7 +111,7 @@ def _paragru_forward(a: Any, state: Any, values: Any) -> Any:
     r = sigmoid(x_r + u_r * h)
     z = sigmoid(x_z + u_z * h)
     n = tanh(x_n + u_n * (h * r))
-    return (h + z * (n - h),), (r, z, n, u_r, u_z, u_n)
+    return (h + z * (n - h),), (r, z, n)
 
 
 def _paragru_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
@@ -154,7 +154,7 @@ PARAGRU = Cell(
                 *(UnitWeight("diag_hh", gate) for gate in _GRU_GATES),
                 *(PreActivation(gate, recurrent=False) for gate in _GRU_GATES),
             ),
-            ("r", "z", "n", "u_r", "u_z", "u_n"),
+            ("r", "z", "n"),
             _paragru_forward,
             _paragru_backward,
         ),
@@ -169,7 +169,7 @@ def _indrnn_forward(a: Any, state: Any, values: Any) -> Any:
     u, x_n = a
     (h,) = state
     n = relu(x_n + u * h)
-    return (n,), (n, u)
+    return (n,), (n,)
 
 
 def _indrnn_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
@@ -191,7 +191,7 @@ INDRNN = Cell(
     phases=(
         Phase(
             (UnitWeight("diag_hh", "n"), PreActivation("n", recurrent=False)),
-            ("n", "u"),
+            ("n",),
             _indrnn_forward,
             _indrnn_backward,
         ),

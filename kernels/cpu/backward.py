@@ -196,8 +196,10 @@ def make_backward(lanes: int, itemsize: int) -> Callable[..., None]:
                 for number in range(plan.phases):
                     phase = record(BackwardPhase, table, _LOOP + _PLAN + number * _PHASE)
                     own_d = Strided(pointer(d, phase.first + units.first), plan.d_row, plan.unit)
+                    constants = pointer(weights, phase.first + units.first)
                     call_at(
-                        phase.equations, own_h, own_values, own_dstate, own_dvalues, own_d,
+                        phase.equations, own_h, own_values, Strided(constants, 0, plan.unit),
+                        own_dstate, own_dvalues, own_d,
                         running_rows, width,
                     )  # fmt: skip
                     # To the operand, and through it to h and to the values of earlier phases.

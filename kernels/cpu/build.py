@@ -120,7 +120,17 @@ def _product_types(dtype: types.Type) -> dict[str, types.Type]:
 
 def _equation_types(dtype: types.Type) -> dict[str, types.Type]:
     """Types of the parameters of a cell's equations."""
-    names = ("a_in", "h", "state", "values", "operand_out", "doperand", "dstate", "dvalues")
+    names = (
+        "a_in",
+        "h",
+        "state",
+        "values",
+        "constants",
+        "operand_out",
+        "doperand",
+        "dstate",
+        "dvalues",
+    )
     return dict.fromkeys((*names, "d_out"), _record(equations.Strided, ("memory",), dtype))
 
 

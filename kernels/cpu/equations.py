@@ -96,7 +96,7 @@ def make_first_operand(cell: Cell, lanes: int) -> Callable[..., None]:
 def make_backward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., None]:
     """Build a phase's equations, backward."""
     plan, states = phase_plans(cell)[number], len(cell.states)
-    seen = plan.first_value + plan.values
+    seen, unit_weights = plan.first_value + plan.values, cell.phases[number].unit_weights
     equations = _compiled(cell.phases[number].backward)
 
     if number + 1 < len(cell.phases):
@@ -114,6 +114,7 @@ def make_backward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., No
     def backward_phase(
         h,  # Strided: h before the step
         values,  # Strided: values of all phases
+        constants,  # Strided: those of the phase's pre-activations, weights of units first
         dstate,  # Strided: gradients of the state, after the phase, then before it
         dvalues,  # Strided: gradients of values; those of earlier phases are written
         d_out,  # Strided: gradients of the phase's pre-activations; written
@@ -126,9 +127,10 @@ def make_backward_phase(cell: Cell, number: int, lanes: int) -> Callable[..., No
                 at_dv = row * dvalues.row + unit
                 (before,) = load_vectors(h.memory, row * h.row + unit, 0, 1)
                 saved = load_vectors(values.memory, row * values.row + unit, values.member, seen)
+                weights = load_vectors(constants.memory, unit, constants.member, unit_weights)
                 after = load_vectors(dstate.memory, at, dstate.member, states)
                 so_far = value_gradients(dvalues.memory, at_dv, dvalues.member)
-                d, dbefore, dearlier = equations(before, saved, after, so_far)
+                d, dbefore, dearlier = equations(before, saved + weights, after, so_far)
                 store_vectors(d_out.memory, row * d_out.row + unit, d_out.member, d)
                 store_vectors(dstate.memory, at, dstate.member, dbefore)
                 store_vectors(dvalues.memory, at_dv, dvalues.member, dearlier)

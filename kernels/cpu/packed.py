@@ -53,7 +53,7 @@ class Packing:
             first = len(gates)
             parts.append(PackPart(part.kind == RECURRENT, first, len(part.gates), part.start))
             gates += part.gates
-        terms = 0 if by_columns else len(cell.pre_activations)
+        terms = len(cell.pre_activations)
         self._tables = flat(parts), np.array(gates, np.intp), vector_places(cell)
         self._numbers = terms, by_columns, H
         self._cell = cell

@@ -34,7 +34,7 @@ def make_pack(lanes: int) -> Callable[..., None]:
         parts,  # of `PackPart`
         gate_rows,  # flat
         vector_places,  # (3 * rows,): vector of weights, its gate, the pre-activation that it is in
-        terms,  # number of pre-activations; 0 by columns, where there are no constants
+        terms,  # number of pre-activations
         by_columns,  # for products that sum over the rows of a weight
         H,
         packed_out,  # flat; written
@@ -45,7 +45,7 @@ def make_pack(lanes: int) -> Callable[..., None]:
         unit = (H + lanes - 1) // lanes * lanes
         if worker == 0:
             packed_out[: terms * unit] = 0
-            for i in range(0, len(vector_places) if terms > 0 else 0, 3):
+            for i in range(0, len(vector_places), 3):
                 vector, gate = vectors[vector_places[i]], vector_places[i + 1]
                 if len(vector) > 0:
                     for j in range(H):
