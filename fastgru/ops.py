@@ -109,6 +109,7 @@ def forward(
           h' = (1 - z) * n + z * h
 
     - ``gru_reset_before``: as `gru` with ``n = tanh(W_n x + b_in + U_n (r * h) + b_hn)``.
+    - Of all other cells: `fastgru.kernels.cells`, where each names its source.
     - ``lstm`` (Hochreiter & Schmidhuber 1997, with a forget gate): i, f, o are sigmoids and g is a
       tanh of such sums, ``c' = f * c + i * g``, ``h' = o * tanh(c')``.
 

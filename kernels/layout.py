@@ -234,8 +234,8 @@ class PackedPart(NamedTuple):
 class PackedWeights(NamedTuple):
     """How all weights of a layer and direction lie in one flat array.
 
-    First the constants (pre-activations, unit): sums of biases, or weights of units. Then, by units,
-    for forward: for each phase its input weights (panels, I, gates, lanes) and its recurrent
+    First the constants (pre-activations, unit): sums of biases, or weights of units. Then, by
+    units, for forward: for each phase its input weights (panels, I, gates, lanes) and its recurrent
     weights (panels, H, gates, lanes), where a panel is a vector of units.
 
     Or, by columns, for the gradients of operands and of x: for each phase its recurrent weights

@@ -215,8 +215,8 @@ class Phase:
         order = [_rank(term) for term in self.pre_activations]
         if order != sorted(order):
             raise ValueError(
-                "pre-activations: expected weights of units, then others without products, then input "
-                f"parts, then sums, then recurrent parts; got {self.pre_activations}"
+                "pre-activations: expected weights of units, then others without products, then "
+                f"input parts, then sums, then recurrent parts; got {self.pre_activations}"
             )
         if self.norm and any(t.input and t.recurrent for t in self.pre_activations):
             raise ValueError(
