@@ -33,13 +33,11 @@ def _parameter_types(dtype: Any) -> dict[str, Any]:
         **dict.fromkeys(("y", "h0", "dy"), theirs),
         **dict.fromkeys(("y_out", "sequence", "states"), theirs_out),
         **dict.fromkeys(("order", "lengths", "offset"), indices),
-        **dict.fromkeys(("packed", "weight_hh"), ours(2)),
-        **dict.fromkeys(("bias_ih", "bias_hh"), ours(3)),
-        **dict.fromkeys(("operand_out", "doperand"), ours(2)),
-        **dict.fromkeys(("x_sums", "h_sums", "state", "values", "h"), ours(3)),
+        **dict.fromkeys(("packed", "hh", "step_inputs", "operand_out", "doperand"), ours(2)),
+        **dict.fromkeys(("x_sums", "h_sums", "constants", "state", "values", "h"), ours(3)),
         "state_before": ours(3),
         "exchange_words": types.Array(types.uint64, 3, "C"),
-        **dict.fromkeys(("h_before", "dstate", "dvalues", "d_ih", "d_hh"), ours(3)),
+        **dict.fromkeys(("h_before", "dstate", "dvalues", "d_ih", "d_hh", "d_alone"), ours(3)),
     }
 
 

@@ -1,5 +1,6 @@
 """What the loops over time steps are given: sizes, device, stream, and the arrays of a call."""
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,14 +11,16 @@ from ..ragged import RaggedRows
 from .blas import Product
 from .launch import PreparedArray
 
+# Of a thread: devices that are ready, its own mark, and ones by device, stream and dtype.
+of_thread = threading.local()
+
 
 class PackedWeights(NamedTuple):
     """The weights of one layer and direction, as the kernels take them."""
 
     ih: Any  # (input gates * H, I)
     hh: Any  # (recurrent gates * H, H)
-    bias_ih: Any  # (1, input gates, H)
-    bias_hh: Any  # (1, recurrent gates, H)
+    constants: Any  # (1, pre-activations, H): sums of biases, or weights of units
 
 
 class Layer(NamedTuple):
@@ -70,7 +73,9 @@ class ForwardArrays(NamedTuple):
     """What a loop forward reads and writes."""
 
     x_sums: Any  # (packed rows of a time block, input gates, H): W x
-    weights: PackedWeights
+    hh: Any  # (recurrent gates * H, H): the recurrent weights
+    constants: Any  # (1, pre-activations, H)
+    step_inputs: Any  # (packed rows of a time block, 1), of cells that take them, else (0, 1)
     state: Any  # (N, states, H), updated
     values: Any  # (packed rows, values, H) if they are kept, else (N, values, H); written
     y_out: Any  # (N, T, H), any strides; written
@@ -81,12 +86,13 @@ class BackwardArrays(NamedTuple):
     """What a loop backward reads and writes."""
 
     h_before: Any  # (packed rows of a time block, 1, H): h before each step
-    weights: PackedWeights
+    hh: Any  # (recurrent gates * H, H): the recurrent weights
     values: Any  # (packed rows, values, H)
     dy: Any  # (N, T, H), any strides; read if `has_dy`
     dstate: Any  # (N, states, H), updated
     d_ih: Any  # (packed rows of a time block, input gates, H): of W x + b; written
     d_hh: Any  # (packed rows of a time block, recurrent gates, H): of U operand + b; written
+    d_alone: Any  # (packed rows of a time block, pre-activations that no product feeds, H); written
     has_dy: bool
 
 

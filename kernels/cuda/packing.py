@@ -1,41 +1,58 @@
 """The weights of one layer and direction, as the kernels take them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..cells import Cell
+from ..cells import RECURRENT, Cell
+from ..layout import folded_weights, vector_weights
 from .context import PackedWeights
+from .terms import constant_runs
+
+Weights = Mapping[str, Any]
 
 
 class Packing:
     """How the weights of one layer and direction are laid out: by position, contiguous."""
 
     def __init__(self, cell: Cell, I: int, H: int, dtype: np.dtype[Any]) -> None:
-        self._cell = cell
+        self._cell, self._H, self._dtype = cell, H, dtype
 
-    def pack(self, weights: Any) -> PackedWeights:
-        """Lay out weights, without a copy where they are contiguous; missing biases are 0."""
-        with weights["weight_ih"].device:
-            return pack_weights(self._cell, weights)
+    def pack(self, weights: Weights, statistics: Any = None) -> PackedWeights:
+        """Lay out weights, matrices without a copy where they are contiguous.
+
+        A batch norm is folded into them: by the statistics given, else by the running ones.
+        """
+        with weights[self._cell.input_weight.name].device:
+            if self._cell.norm is not None:
+                weights = folded_weights(self._cell, weights, statistics)
+            ih, hh = pack_matrices(self._cell, weights, self._H)
+            return PackedWeights(ih, hh, self._constants(weights))
 
     def give_back(self, packed: PackedWeights) -> None:
         """Packed weights take no memory of ours."""
 
+    def _constants(self, weights: Weights) -> Any:
+        """What vectors of weights add to each pre-activation, (1, pre-activations, H)."""
+        import cupy as xp
 
-def pack_weights(cell: Cell, weights: Any) -> PackedWeights:
-    """As `Packing.pack`, on the current device."""
+        constants = xp.zeros((1, len(self._cell.pre_activations), self._H), self._dtype)
+        for weight in vector_weights(self._cell):
+            vector = weights.get(weight.name)
+            if vector is not None:
+                gates = vector.reshape(-1, self._H)
+                for source, target, count in constant_runs(self._cell, weight):
+                    constants[0, target : target + count] += gates[source : source + count]
+        return constants
+
+
+def pack_matrices(cell: Cell, weights: Weights, H: int) -> tuple[Any, Any]:
+    """The input weights and the recurrent ones, contiguous, on the current device."""
     import cupy as xp
 
-    gates, recurrent = len(cell.input_gates), len(cell.recurrent_gates)
-    H = weights["weight_ih"].shape[0] // gates
-
-    def bias(name: str, count: int) -> Any:
-        values = weights.get(name)
-        if values is None:
-            return xp.zeros((1, count, H), ih.dtype)
-        return xp.ascontiguousarray(values).reshape(1, count, H)
-
-    ih = xp.ascontiguousarray(weights["weight_ih"])
-    hh = xp.ascontiguousarray(weights["weight_hh"]) if recurrent else xp.empty((0, H), ih.dtype)
-    return PackedWeights(ih, hh, bias("bias_ih", gates), bias("bias_hh", recurrent))
+    recurrent = cell.weight_of(RECURRENT)
+    ih = xp.ascontiguousarray(weights[cell.input_weight.name])
+    if recurrent is None:
+        return ih, xp.empty((0, H), ih.dtype)
+    return ih, xp.ascontiguousarray(weights[recurrent.name])

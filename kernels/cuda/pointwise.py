@@ -11,9 +11,10 @@ from typing import Any
 from numba import cuda
 from numba.cuda.extending import register_jitable
 
-from ..cells import Cell
-from ..layout import phase_plans
+from ..cells import INPUT, Cell
+from ..layout import PhasePlan, gates_of_terms, phase_plans, step_input_terms
 from ..primitives import zero_like
+from .terms import alone_before
 from .unit_values import make_load, make_store, make_sum, make_zeros
 
 
@@ -30,50 +31,126 @@ def unit_of_thread():
     return row, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
 
 
-def make_inputs(cell: Cell, number: int) -> Callable[..., Any]:
-    """Build ``inputs(x_sums, x_row, bias_ih, unit)``: W x + b of a phase, as a tuple."""
-    part = phase_plans(cell)[number]
-    pre = cell.pre_activations[part.first : part.first + part.inputs]
-    gates = [cell.input_gates.index(p.gate) for p in pre]
-    load = make_load(gates)
-    load_bias = make_load(gates)
-    add = make_sum(len(gates))
+def make_alone(cell: Cell, number: int) -> Callable[..., Any]:
+    """Build ``alone(constants, step_inputs, step_row, unit)``: what no product of a phase feeds.
 
-    def inputs(x_sums, x_row, bias_ih, unit):
-        # x_sums: (rows, input gates, H); bias_ih: (1, input gates, H)
-        return add(load(x_sums, x_row, unit), load_bias(bias_ih, 0, unit))
+    As a tuple; these pre-activations are the phase's leading ones.
+    """
+    part, from_user = phase_plans(cell)[number], step_input_terms(cell)
+
+    def up_to(end: int) -> Callable[..., Any]:
+        last = end - 1
+        if end == part.first:
+
+            def load(constants, step_inputs, step_row, unit):
+                return ()
+
+        elif last in from_user:
+            before = up_to(last)
+
+            def load(constants, step_inputs, step_row, unit):
+                # step_inputs: (rows, 1)
+                return before(constants, step_inputs, step_row, unit) + (step_inputs[step_row, 0],)
+
+        else:
+            before = up_to(last)
+
+            def load(constants, step_inputs, step_row, unit):
+                # constants: (1, pre-activations, H)
+                return before(constants, step_inputs, step_row, unit) + (constants[0, last, unit],)
+
+        return register_jitable(load)
+
+    return up_to(part.first_input)
+
+
+def make_inputs(cell: Cell, number: int) -> Callable[..., Any]:
+    """Build ``inputs(x_sums, x_row, constants, unit)``: W x + b of a phase, as a tuple."""
+    part = phase_plans(cell)[number]
+    load = make_load(gates_of_terms(cell, part, INPUT))
+    load_constants = make_load(range(part.first_input, part.first_input + part.inputs))
+    add = make_sum(part.inputs)
+
+    def inputs(x_sums, x_row, constants, unit):
+        # x_sums: (rows, input gates, H); constants: (1, pre-activations, H)
+        return add(load(x_sums, x_row, unit), load_constants(constants, 0, unit))
 
     return register_jitable(inputs)
 
 
-def make_pre_activations(cell: Cell, number: int) -> Callable[..., Any]:
-    """Build what joins a phase's inputs with its recurrent sums, as a tuple.
+def _both_parts(part: PhasePlan) -> int:
+    """How many pre-activations of a phase x and the operand feed both."""
+    return part.first_input + part.inputs - part.first_recurrent
 
-    The pre-activations that x feeds are the leading ones, those that the operand feeds the trailing
-    ones; those in the middle have both parts.
+
+def make_recurrent(cell: Cell, number: int) -> Callable[..., Any]:
+    """Build ``recurrent(h_sums, row, column, constants, unit)``: recurrent sums of a phase.
+
+    As a tuple. The constants of those that x feeds as well are with W x.
     """
     part = phase_plans(cell)[number]
-    pre = cell.pre_activations[part.first_recurrent : part.first + part.terms]
-    alone = part.terms - part.recurrents
-    both = part.inputs - alone
-    load_sums = make_load(range(part.recurrents))
-    load_bias = make_load([cell.recurrent_gates.index(p.gate) for p in pre])
-    add, add_both = make_sum(part.recurrents), make_sum(both)
+    both = _both_parts(part)
+    only = part.recurrents - both
+    load = make_load(range(part.recurrents))
+    load_constants = make_load(range(part.first + part.terms - only, part.first + part.terms))
+    add = make_sum(only)
 
-    def pre_activations(inputs, h_sums, row, column, bias_hh, unit):
+    def recurrent(h_sums, row, column, constants, unit):
         # h_sums: (rows, recurrent gates of the phase, columns), the unit's in `column`;
-        # bias_hh: (1, recurrent gates, H)
-        recurrent = add(load_sums(h_sums, row, column), load_bias(bias_hh, 0, unit))
-        return inputs[:alone] + add_both(inputs[alone:], recurrent[:both]) + recurrent[both:]
+        # constants: (1, pre-activations, H)
+        sums = load(h_sums, row, column)
+        return sums[:both] + add(sums[both:], load_constants(constants, 0, unit))
 
-    return register_jitable(pre_activations)
+    return register_jitable(recurrent)
+
+
+def make_join(cell: Cell, number: int) -> Callable[..., Any]:
+    """Build what joins a phase's inputs with its recurrent sums, as a tuple.
+
+    Of the pre-activations that products feed, those that x feeds are the leading ones, those that
+    the operand feeds the trailing ones; those in the middle have both parts.
+    """
+    part = phase_plans(cell)[number]
+    both = _both_parts(part)
+    inputs_only = part.inputs - both
+    add_both = make_sum(both)
+
+    def join(inputs, recurrent):
+        with_both = add_both(inputs[inputs_only:], recurrent[:both])
+        return inputs[:inputs_only] + with_both + recurrent[both:]
+
+    return register_jitable(join)
+
+
+def _make_sums_for_equations(cell: Cell, number: int) -> Callable[..., Any]:
+    """Build what the equations take as recurrent sums: normalised ones in a phase that normalises.
+
+    A normaliser leaves these among the values; see `normalise`.
+    """
+    part = phase_plans(cell)[number]
+    if cell.phases[number].norm is None:
+        plain = make_recurrent(cell, number)
+
+        def sums(h_sums, row, constants, values, value_row, unit):
+            return plain(h_sums, row, unit, constants, unit)
+
+    else:
+        first = part.first_norm_value
+        load = make_load(range(first, first + part.recurrents))
+
+        def sums(h_sums, row, constants, values, value_row, unit):
+            # values: (rows, values, H)
+            return load(values, value_row, unit)
+
+    return register_jitable(sums)
 
 
 def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
     """Build the kernel of one phase of one step, forward."""
     part = phase_plans(cell)[number]
     is_last = number == len(cell.phases) - 1
-    inputs, pre_activations = make_inputs(cell, number), make_pre_activations(cell, number)
+    alone, inputs, join = (make(cell, number) for make in (make_alone, make_inputs, make_join))
+    recurrent = _make_sums_for_equations(cell, number)
     load_state, store_state = (make(range(len(cell.states))) for make in (make_load, make_store))
     load_values = make_load(range(part.first_value))
     store_values = make_store(range(part.first_value, part.first_value + part.values))
@@ -94,8 +171,8 @@ def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
     def forward_phase(
         x_sums,  # (packed rows of the time block, input gates, H): W x
         h_sums,  # (N, recurrent gates of the phase, H): U times the operand
-        bias_ih,  # (1, input gates, H)
-        bias_hh,  # (1, recurrent gates, H)
+        constants,  # (1, pre-activations, H): sums of biases, or weights of units
+        step_inputs,  # (packed rows of the time block, 1); read by cells that take them
         state,  # (N, states, H), updated
         values,  # (rows, values, H), this phase's are written
         y_out,  # (N, T, H), any strides; written by the last phase
@@ -104,15 +181,16 @@ def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
         rows,  # of them run at this step
         step,
         reverse,  # whether rows are walked from their last step
-        x_start,  # the step's first row in `x_sums`
+        x_start,  # the step's first row in `x_sums` and `step_inputs`
         value_start,  # the step's first row in `values`
     ):
         row, unit = unit_of_thread()
         if row >= rows or unit >= state.shape[2]:
             return
         n, t = order[row], time_index(step, lengths[row], reverse)
-        x_part = inputs(x_sums, x_start + row, bias_ih, unit)
-        a = pre_activations(x_part, h_sums, row, unit, bias_hh, unit)
+        sums = recurrent(h_sums, row, constants, values, value_start + row, unit)
+        fed = join(inputs(x_sums, x_start + row, constants, unit), sums)
+        a = alone(constants, step_inputs, x_start + row, unit) + fed
         before = load_state(state, row, unit)
         after, new = equations(a, before, load_values(values, value_start + row, unit))
         store_values(values, value_start + row, unit, new)
@@ -151,11 +229,12 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
     load_state, store_state = (make(range(len(cell.states))) for make in (make_load, make_store))
     load_values = make_load(range(seen))
     store_dvalues = make_store(range(part.first_value))
-    pre = cell.pre_activations[part.first : part.first + part.terms]
-    ih = [cell.input_gates.index(p.gate) for p in pre[: part.inputs]]
-    hh = [part.recurrents_before + k for k in range(part.recurrents)]
-    store_ih, store_hh = make_store(ih), make_store(hh)
-    split = part.terms - part.recurrents
+    before_ih, before_hh = part.first_input - part.first, part.first_recurrent - part.first
+    at_alone = alone_before(cell, part)
+    store_alone = make_store(range(at_alone, at_alone + before_ih))
+    store_ih = make_store(gates_of_terms(cell, part, INPUT))
+    at_hh = part.recurrents_before
+    store_hh = make_store(range(at_hh, at_hh + part.recurrents))
     equations = register_jitable(cell.phases[number].backward)
 
     if is_last:
@@ -185,13 +264,15 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
         dvalues,  # (N, values, H): gradients of values; those of earlier phases are written
         d_ih,  # (packed rows of the time block, input gates, H): gradients of W x + b; written
         d_hh,  # (packed rows of the time block, recurrent gates, H): of U operand + b; written
+        d_alone,  # (packed rows of the time block, pre-activations that no product feeds, H);
+        #           written
         order,  # (N,) sample of each sorted row
         lengths,  # (N,) steps of each sorted row
         rows,  # of them run at this step
         step,
         reverse,  # whether rows were walked from their last step
         has_dy,
-        packed_start,  # the step's first row in `h_before`, `d_ih` and `d_hh`
+        packed_start,  # the step's first row in `h_before`, `d_ih`, `d_hh` and `d_alone`
         value_start,  # the step's first row in `values`
     ):
         row, unit = unit_of_thread()
@@ -205,8 +286,9 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
         seen_values = load_values(values, value_start + row, unit)
         so_far = load_dvalues(dvalues, row, unit, h)
         d, before, earlier = equations(h, seen_values, after, so_far)
-        store_ih(d_ih, packed_start + row, unit, d)
-        store_hh(d_hh, packed_start + row, unit, d[split:])
+        store_alone(d_alone, packed_start + row, unit, d)
+        store_ih(d_ih, packed_start + row, unit, d[before_ih:])
+        store_hh(d_hh, packed_start + row, unit, d[before_hh:])
         store_state(dstate, row, unit, before)
         store_dvalues(dvalues, row, unit, earlier)
 

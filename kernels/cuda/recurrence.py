@@ -1,35 +1,48 @@
 """One layer in one direction over a batch, on a GPU.
 
-Everything runs on CuPy's current stream. The input projection and all gradients of weights are
-products over many steps at once, as many as the workspace allows; between them a loop takes the
-rows through those steps: see `loops`. Such a run of steps is a *time block*.
+Everything runs on CuPy's current stream, in four stages:
+
+- project: the input parts W x of many steps at once, as many as the workspace allows. Such a run of
+  steps is a *time block*.
+- normalise: cells with a batch norm take the statistics of their input parts; see `normalise`.
+- recur: a loop takes the rows through the steps of a time block; see `loops`.
+- gradients: those of weights and of x are products over a time block; see `gradients`.
 """
 
 import functools
 import logging
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..cells import Cell
+from ..layout import Statistics, total_values
 from ..ragged import RaggedRows
+from ..store import cell_digest
 from . import blas, loops, rows, tuning
 from .blas import Matrix
-from .context import BackwardArrays, Context, ForwardArrays, Layer, PackedWeights
-from .launch import Kernel, PreparedArray, row_grid, unit_grid
-from .loops.steps import phase_kernels
-from .packing import pack_weights
+from .context import BackwardArrays, Context, ForwardArrays, Layer, PackedWeights, of_thread
+from .gradients import WeightGradients
+from .launch import Kernel, PreparedArray, row_grid
+from .normalise import ELEMENTS_PER_INPUT_PART, InputNormGradient, Moments
+from .packing import Weights, pack_matrices
+from .step_input import make_step_gradient
+from .terms import num_alone
 
 _log = logging.getLogger(__name__)
-# Of a thread: devices that are ready, its own mark, and ones by device, stream and dtype.
-of_thread = threading.local()
 _DEFAULT_OF_THREAD = 2  # the driver's number of the default stream of each thread
 
 
 @functools.cache
 def _row_kernels(dtype: np.dtype[Any]) -> dict[str, Kernel]:
     return {name: Kernel(function, dtype, name) for name, function in rows.FUNCTIONS.items()}
+
+
+@functools.cache
+def _step_gradient_kernel(cell: Cell, dtype: np.dtype[Any]) -> Kernel:
+    digest = cell_digest(cell)
+    key = None if digest is None else f"{digest} {tuning.SUM_THREADS}"
+    return Kernel(make_step_gradient(cell, dtype), dtype, key)
 
 
 class _TimeBlocks(NamedTuple):
@@ -51,6 +64,11 @@ class Recurrence:
         Of `ragged_rows`.
     precision : str, optional
         Of the products; see `blas.COMPUTE`.
+
+    Attributes
+    ----------
+    total : int
+        Valid steps of all samples.
     """
 
     def __init__(
@@ -69,7 +87,8 @@ class Recurrence:
         self._product = functools.partial(blas.product, precision=precision)
         self.I, self.H, self.N = input_size, hidden_size, len(ragged.order)
         self.gates, self.recurrent = len(cell.input_gates), len(cell.recurrent_gates)
-        self.steps = len(ragged.offset) - 1
+        self.alone, self.takes_step_input = num_alone(cell), bool(cell.step_inputs)
+        self.steps, self.total = len(ragged.offset) - 1, ragged.total
         self.offset: list[int] = ragged.offset.tolist()
         self.precision = precision
         self._loops: dict[tuple[int, int], loops.TimeLoop] = {}  # by device and time blocks
@@ -118,10 +137,14 @@ class Recurrence:
             self._product, self.xp, device, stream, *indices,
         )  # fmt: skip
 
+    def _rows_at_once(self, row_elements: int) -> int:
+        """Rows of so many elements that fit the workspace; one at least."""
+        return max(1, tuning.WORKSPACE_BYTES // (row_elements * self.dtype.itemsize))
+
     def _time_blocks(self, row_elements: int) -> _TimeBlocks:
         """The time blocks, for packed rows of so many elements."""
         if row_elements not in self._time_blocks_of:
-            fit = max(1, tuning.WORKSPACE_BYTES // (row_elements * self.dtype.itemsize))
+            fit = self._rows_at_once(row_elements)
             blocks, first = [], 0
             while first < self.steps:
                 end = int(np.searchsorted(self.ragged.offset, self.offset[first] + fit, "right"))
@@ -156,6 +179,15 @@ class Recurrence:
             arrays = (target, state, context.order)
             self._move(context, "scatter_state", arrays, 1, layer, member)
 
+    def _project(self, ih: Any, xs: Any, first_row: int, count: int, x_sums: Any) -> None:
+        """W x of so many rows of xs."""
+        wide = self.gates * self.H
+        self._gemm(
+            count, wide, self.I,
+            Matrix(xs, first_row * self.I, self.I), Matrix(ih, 0, self.I, transposed=True),
+            Matrix(x_sums, 0, wide), add=False,
+        )  # fmt: skip
+
     def forward(
         self,
         weights: PackedWeights,
@@ -166,6 +198,7 @@ class Recurrence:
         y_out: Any,
         final_out: tuple[Any, ...],
         keep: bool,
+        step_input: Any = None,
     ) -> Any:
         """Write y and the final state; see `fastgru.kernels.cpu`.
 
@@ -175,31 +208,56 @@ class Recurrence:
             The values kept; empty otherwise.
         """
         xp, H, context = self.xp, self.H, self._context(reverse)
-        blocks, most = self._time_blocks(self.I + self.gates * H)
+        blocks, most = self._time_blocks(self.I + self.gates * H + self.takes_step_input)
         xs = xp.empty((most, self.I), self.dtype)
         x_sums = xp.empty((most, self.gates, H), self.dtype)
-        kept = self.offset[-1] if keep else self.N
-        values = xp.empty((kept, self.cell.num_values, H), self.dtype)
+        step_inputs = xp.empty((most if self.takes_step_input else 0, 1), self.dtype)
+        kept = self.total if keep else self.N
+        values = xp.empty((kept, total_values(self.cell), H), self.dtype)
         state = self._take_state(context, initial, layer)
-        arrays = ForwardArrays(x_sums, weights, state, values, y_out, keep)
+        arrays = ForwardArrays(
+            x_sums, weights.hh, weights.constants, step_inputs, state, values, y_out, keep
+        )
         loop = self._loop(context.device, len(blocks)).forward(context, arrays)
         for first, last, count in blocks:
             if count == 0:
                 break  # no sample is as long
-            packing = (x, xs, *context.indices)
-            self._move(context, "gather_sequence", packing, last - first, first, reverse)
-            self._gemm(
-                count, self.gates * H, self.I,
-                Matrix(xs, 0, self.I), Matrix(weights.ih, 0, self.I, transposed=True),
-                Matrix(x_sums, 0, self.gates * H), add=False,
-            )  # fmt: skip
+            self._gather(context, x, xs, first, last)
+            if self.takes_step_input:
+                self._gather(context, step_input, step_inputs, first, last)
+            self._project(weights.ih, xs, 0, count, x_sums)
             loop(first, last)
         self._put_state(context, state, final_out, layer)
         return values if keep else values[:0]
 
+    def _gather(self, context: Context, sequence: Any, packed: Any, first: int, last: int) -> None:
+        """The packed rows of some steps of a user's sequence."""
+        arrays = (sequence, packed, *context.indices)
+        self._move(context, "gather_sequence", arrays, last - first, first, context.reverse)
+
+    def statistics(self, weights: Weights, x: Any, reverse: bool) -> Statistics | None:
+        """Of the input parts, for cells that normalise them over a batch; else None.
+
+        See `fastgru.kernels.cpu`.
+        """
+        if self.cell.norm is None:
+            return None
+        xp, context, wide = self.xp, self._context(reverse), self.gates * self.H
+        ih, _ = pack_matrices(self.cell, weights, self.H)
+        blocks, most = self._time_blocks(self.I + ELEMENTS_PER_INPUT_PART * wide)
+        xs, x_sums = (xp.empty((most, width), self.dtype) for width in (self.I, wide))
+        moments = Moments(xp, wide)
+        for first, last, count in blocks:
+            if count == 0:
+                break  # no sample is as long
+            self._gather(context, x, xs, first, last)
+            self._project(ih, xs, 0, count, x_sums)
+            moments.add(x_sums[:count])
+        return moments.statistics()
+
     def backward(
         self,
-        weights: Any,
+        weights: Weights,
         x: Any,
         initial: tuple[Any, ...],
         layer: int,
@@ -210,26 +268,41 @@ class Recurrence:
         dfinal: tuple[Any, ...] | None,
         dx_out: Any,
         dinitial_out: tuple[Any, ...],
+        statistics: Statistics | None = None,
+        step_input: Any = None,
+        dstep_out: Any = None,
     ) -> dict[str, Any]:
         """Gradients of everything, from those of y and of the final state.
 
-        See `fastgru.kernels.cpu`; the gradient of x is added to `dx_out`.
+        See `fastgru.kernels.cpu`; gradients of x and of the step's input are added to `dx_out` and
+        `dstep_out`.
         """
         xp, H, context = self.xp, self.H, self._context(reverse)
-        packed = pack_weights(self.cell, weights)
-        blocks, most = self._time_blocks(self.I + (self.gates + self.recurrent + 2) * H)
-        # The first time block that has rows overwrites them, the others add.
-        make, add = xp.empty if most else xp.zeros, False
-        gradients = {name: make(weight.shape, self.dtype) for name, weight in weights.items()}
+        ih, hh = pack_matrices(self.cell, weights, H)
+        wide = self.gates * H
+        blocks, most = self._time_blocks(
+            self.I + (self.gates + self.recurrent + self.alone + 2) * H
+        )
+        norm = None
+        if statistics is not None:
+            # The gradients of its input parts depend on those of all rows: one time block, which
+            # takes memory for the whole sequence.
+            norm = InputNormGradient(xp, self.cell, weights, statistics)
+            blocks, most = ((0, self.steps, self.total),), self.total
+        gradients = WeightGradients(context, weights, self.I, self._gemm, most > 0)
+        add = False  # the first time block that has rows overwrites them, the others add
         xs = xp.empty((most, self.I), self.dtype)
-        d_ih = xp.empty((most, self.gates, H), self.dtype)
+        d_ih, d_hh, d_alone = (
+            xp.empty((most, terms, H), self.dtype)
+            for terms in (self.gates, self.recurrent, self.alone)
+        )
         if dfinal is None:
             dstate = xp.zeros((self.N, len(dinitial_out), H), self.dtype)
         else:
             dstate = self._take_state(context, dfinal, layer)
         arrays = BackwardArrays(
-            xp.empty((most, 1, H), self.dtype), packed, values, y if dy is None else dy,
-            dstate, d_ih, xp.empty((most, self.recurrent, H), self.dtype), dy is not None,
+            xp.empty((most, 1, H), self.dtype), hh, values, y if dy is None else dy,
+            dstate, d_ih, d_hh, d_alone, dy is not None,
         )  # fmt: skip
         loop = self._loop(context.device, len(blocks)).backward(context, arrays)
         for first, last, count in reversed(blocks):
@@ -239,65 +312,45 @@ class Recurrence:
             before = (x, xs, y, initial[0], arrays.h_before, *context.indices)
             self._move(context, "gather_before", before, steps, layer, first, reverse)
             loop(first, last)
-            self._weight_gradients(context, gradients, count, self.offset[first], xs, arrays, add)
+            gradients.add_recurrent(arrays, count, self.offset[first], add)
+            if dstep_out is not None:
+                self._add_step_gradient(context, d_alone, dstep_out, first, last)
+            if norm is not None:
+                self._transform(norm, ih, xs, d_ih)
+            gradients.add_input(xs, d_ih, count, add)
             add = True
             self._gemm(  # xs is not needed any more
-                count, self.I, self.gates * H,
-                Matrix(d_ih, 0, self.gates * H), Matrix(packed.ih, 0, self.I),
+                count, self.I, wide, Matrix(d_ih, 0, wide), Matrix(ih, 0, self.I),
                 Matrix(xs, 0, self.I), add=False,
             )  # fmt: skip
             adding = (dx_out, xs, *context.indices)
             self._move(context, "add_sequence", adding, steps, first, reverse)
         self._put_state(context, arrays.dstate, dinitial_out, layer)
-        return gradients
+        found = gradients.by_name()
+        if norm is not None:
+            found |= norm.gradients(weights)
+        return {name: found[name] for name in weights if name in found}
 
-    def _ones(self, context: Context, count: int) -> Any:
-        """So many ones, few of them kept: making them takes the host as long as three launches."""
-        kept = vars(of_thread).setdefault("ones", {})
-        key = context.device.id, context.stream, self.dtype
-        ones, _ = kept.get(key, (None, None))
-        if ones is None or ones.size < count:
-            ones = self.xp.ones(count, self.dtype)
-            if count <= tuning.MOST_ONES:
-                if len(kept) >= tuning.MOST_STREAMS:
-                    kept.clear()
-                # While the stream is there, no other has its number.
-                kept[key] = ones, self.xp.cuda.get_current_stream()
-        return ones
-
-    def _weight_gradients(
-        self,
-        context: Context,
-        gradients: dict[str, Any],
-        count: int,
-        first_value: int,
-        xs: Any,
-        arrays: BackwardArrays,
-        add: bool,
+    def _add_step_gradient(
+        self, context: Context, d_alone: Any, dstep_out: Any, first: int, last: int
     ) -> None:
-        """Write, or add, what so many packed rows contribute to the gradients of the weights."""
-        H, I, d_ih, d_hh = self.H, self.I, arrays.d_ih, arrays.d_hh
-        wide_ih, wide_hh = self.gates * H, self.recurrent * H
-        self._gemm(
-            wide_ih, I, count, Matrix(d_ih, 0, wide_ih, transposed=True), Matrix(xs, 0, I),
-            Matrix(gradients["weight_ih"], 0, I), add=add,
-        )  # fmt: skip
-        for name, d, columns in (("bias_ih", d_ih, wide_ih), ("bias_hh", d_hh, wide_hh)):
-            if name in gradients:  # a sum, and none that a lower precision makes faster
-                ones = Matrix(self._ones(context, count), 0, count)
-                total = Matrix(gradients[name], 0, columns)
-                blas.gemm(1, columns, count, ones, Matrix(d, 0, columns), total, add=add)
-        for phase in phase_kernels(self.cell, self.dtype):
-            part, operand = phase.plan, arrays.h_before
-            if part.recurrents == 0:
-                continue
-            if phase.operand is not None:
-                operand = self.xp.empty((count, H), self.dtype)
-                make = phase.operand.bind(context.device, arrays.h_before, arrays.values, operand)
-                make(unit_grid(count, H), tuning.UNIT_THREADS, context.stream, count, first_value)
-            at = part.recurrents_before * H
-            self._gemm(
-                part.recurrents * H, H, count,
-                Matrix(d_hh, at, wide_hh, transposed=True), Matrix(operand, 0, H),
-                Matrix(gradients["weight_hh"], at * H, H), add=add,
-            )  # fmt: skip
+        """Add the gradient of the step's input, of some steps."""
+        kernel = _step_gradient_kernel(self.cell, self.dtype)
+        launch = kernel.bind(context.device, dstep_out, d_alone, *context.indices)
+        grid, block = row_grid(last - first, self.N), (tuning.SUM_THREADS, 1)
+        launch(grid, block, context.stream, first, context.reverse)
+
+    def _transform(self, norm: InputNormGradient, ih: Any, xs: Any, d_ih: Any) -> None:
+        """Turn gradients of normalised input parts into those of W x, of all rows.
+
+        Twice over them, some at a time, as W x is computed anew: for sums, then with these.
+        """
+        wide = self.gates * self.H
+        most = min(self.total, self._rows_at_once(ELEMENTS_PER_INPUT_PART * wide))
+        x_sums = self.xp.empty((most, wide), self.dtype)
+        d = d_ih.reshape(-1, wide)
+        for take in (norm.add, norm.transform):
+            for first in range(0, self.total, most):
+                count = min(most, self.total - first)
+                self._project(ih, xs, first, count, x_sums)
+                take(x_sums[:count], d[first : first + count])

@@ -29,6 +29,8 @@ MOST_CLUSTER_BLOCKS = 16
 UNIT_THREADS = (32, 4)
 # Threads of a block of the kernels that copy rows, over features. Estimated.
 ROW_THREADS = (64, 1)
+# Threads of a block that sums over the units of a row: a power of two. Estimated.
+SUM_THREADS = 128
 # Bytes of workspace for a time block. Estimated: larger ones should make no product faster.
 WORKSPACE_BYTES = 256 * 2**20
 # Streams whose copies of the ragged order, or ones, are kept. Estimated.

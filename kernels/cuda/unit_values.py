@@ -70,6 +70,22 @@ def make_zeros(count: int) -> Callable[[Any], Any]:
     return register_jitable(zeros)
 
 
+def make_total(count: int) -> Callable[[Any], Any]:
+    """Build ``total(a)``: the sum of a tuple of so many values, at least one."""
+    if count == 1:
+
+        def total(a):
+            return a[0]
+
+    else:
+        before, last = make_total(count - 1), count - 1
+
+        def total(a):
+            return before(a) + a[last]
+
+    return register_jitable(total)
+
+
 def make_sum(count: int) -> Callable[[Any, Any], Any]:
     """Build ``add(a, b)``: the sums of two tuples of so many values."""
     if count == 0:

@@ -1,12 +1,13 @@
 """Launches of kernels, emulated: a kernel runs as the Python that it is, thread by thread."""
 
 import functools
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fastgru.kernels.cuda import build, launch, pointwise, rows
+from fastgru.kernels.cuda import build, launch, normalise, pointwise, reduction, rows, step_input
 from fastgru.kernels.cuda.loops import cluster_kernels, exchange_kernels, resident_kernels
 
 from .cupy_module import Device, Stream
@@ -14,7 +15,19 @@ from .intrinsics import emulate_intrinsics
 from .threads import Cuda
 
 # Those whose functions use `numba.cuda`.
-KERNEL_MODULES = (cluster_kernels, exchange_kernels, pointwise, resident_kernels, rows)
+KERNEL_MODULES = (
+    cluster_kernels, exchange_kernels, normalise, pointwise, reduction, resident_kernels, rows,
+    step_input,
+)  # fmt: skip
+_WAITING = {"syncthreads", "cluster_arrive"}
+
+
+def _waits(function: Any) -> bool:
+    """Whether a kernel's threads wait for each other, in a function that it calls if not itself."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    called = [content for content in cells if isinstance(content, types.FunctionType)]
+    own = not _WAITING.isdisjoint(function.__code__.co_names)
+    return own or any(map(_waits, called))
 
 
 class Launch:
@@ -39,6 +52,5 @@ class Launch:
             for module in KERNEL_MODULES:
                 patch.setattr(module, "cuda", cuda)
             emulate_intrinsics(patch, cuda)
-            waits = not {"syncthreads", "cluster_arrive"}.isdisjoint(function.__code__.co_names)
             call = functools.partial(function, *self.arrays, *numbers)
-            cuda.run(call, waits, kernel.cooperative, kernel.cluster)
+            cuda.run(call, _waits(function), kernel.cooperative, kernel.cluster)

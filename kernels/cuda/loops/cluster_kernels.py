@@ -54,13 +54,13 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
     clear, send = _make_clear(tile), make_send(tile)
     sums_shape, weights_shape = tile.sums, (tile.in_registers, 8)
     total_shape = tile.gates, 4
-    gates, bias_shape = tile.gates, (1, tile.gates, 1)
+    terms = len(cell.pre_activations)
+    own_shape = 1, terms, 1
 
     def cluster_forward(
         x_sums,  # (packed rows of these steps, input gates, H): W x
-        weight_hh,  # (recurrent gates * H, H)
-        bias_ih,  # (1, input gates, H)
-        bias_hh,  # (1, recurrent gates, H)
+        hh,  # (recurrent gates * H, H)
+        constants,  # (1, pre-activations, H)
         state,  # (N, states, H), updated
         values,  # (packed rows, values, H), written if `keep`
         y_out,  # (N, T, H), any strides; written
@@ -80,12 +80,12 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
         sums = cuda.shared.array(sums_shape, types.float32)
         weights = cuda.local.array(weights_shape, types.uint32)
         total = cuda.local.array(total_shape, types.float32)
-        bias = cuda.local.array(bias_shape, types.float32)
+        own_constants = cuda.local.array(own_shape, types.float32)
 
-        zero = zero_like(bias_ih[0, 0, 0])
-        for gate in range(gates):
-            bias[0, gate, 0] = bias_hh[0, gate, unit] if unit < H else zero
-        load_weights(weight_hh, first_unit, thread, weights, words, zero)
+        zero = zero_like(constants[0, 0, 0])
+        for term in range(terms):
+            own_constants[0, term, 0] = constants[0, term, unit] if unit < H else zero
+        load_weights(hh, first_unit, thread, weights, words, zero)
         clear(words)
         mine = row < order.shape[0] and unit < H
         # The tile's first row is its longest.
@@ -95,7 +95,7 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
         if mine:
             members = load_state(state, row, unit)
         if first_step < own_end:
-            x_part = load_inputs(x_sums, bias_ih, offset, first_step, first_step, row, unit)
+            x_part = load_inputs(x_sums, constants, offset, first_step, first_step, row, unit)
         # Before all have arrived, some may not be there, or not have cleared their vectors.
         cluster_arrive()
         cluster_wait()
@@ -108,7 +108,7 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
             multiply(weights, words, thread, step, total, sums, zero)
             cuda.syncthreads()
             if step < own_end:
-                members, new = advance(sums, line, own, PARTS, x_part, bias, 0, members)
+                members, new = advance(sums, line, own, PARTS, x_part, own_constants, 0, members)
                 if step + 1 < own_end:
                     send(words, step + 1, line, unit, members)
             cluster_arrive()
@@ -118,7 +118,7 @@ def make_cluster_forward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
                     new,
                 )  # fmt: skip
                 if step + 1 < own_end:
-                    x_part = load_inputs(x_sums, bias_ih, offset, first_step, step + 1, row, unit)
+                    x_part = load_inputs(x_sums, constants, offset, first_step, step + 1, row, unit)
             cluster_wait()
             step += 1
         if mine:
@@ -152,7 +152,7 @@ def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
 
     def cluster_backward(
         h_before,  # (packed rows of these steps, 1, H): h before each step
-        weight_hh,  # (recurrent gates * H, H)
+        hh,  # (recurrent gates * H, H)
         values,  # (packed rows, values, H)
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
         dstate,  # (N, states, H): gradient of the state after the steps; becomes that before them
@@ -175,8 +175,8 @@ def make_cluster_backward(cell: Cell, tile: TensorTile) -> Callable[..., None]:
         weights = cuda.local.array(weights_shape, types.uint32)
         total = cuda.local.array(total_shape, types.float32)
 
-        zero = zero_like(weight_hh[0, 0])
-        load_weights(weight_hh, first_unit, thread, weights, words, zero)
+        zero = zero_like(hh[0, 0])
+        load_weights(hh, first_unit, thread, weights, words, zero)
         clear(words)
         mine = row < order.shape[0] and unit < H
         length = lengths[row] if mine else 0

@@ -101,10 +101,10 @@ def forward(context: Context, arrays: ForwardArrays) -> RunSteps:
     """Prepare the loop of a forward pass."""
     tiles, kernels = kernels_for(context.cell, context.H, context.dtype)
     exchanges = _Exchanges(context, tiles.forward, 1)
-    weights, state_before = arrays.weights, context.xp.empty(arrays.state.shape, context.dtype)
+    state_before = context.xp.empty(arrays.state.shape, context.dtype)
     launch = kernels.forward.bind(
-        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh,
-        state_before, arrays.state, arrays.values, arrays.y_out, exchanges.words, *context.indices,
+        context.device, arrays.x_sums, arrays.hh, arrays.constants, state_before, arrays.state,
+        arrays.values, arrays.y_out, exchanges.words, *context.indices,
     )  # fmt: skip
 
     def run(first: int, last: int) -> None:
@@ -120,7 +120,7 @@ def backward(context: Context, arrays: BackwardArrays) -> RunSteps:
     tiles, kernels = kernels_for(context.cell, context.H, context.dtype)
     exchanges = _Exchanges(context, tiles.backward, len(context.cell.recurrent_gates))
     launch = kernels.backward.bind(
-        context.device, arrays.h_before, arrays.weights.hh, arrays.values, arrays.dy, arrays.dstate,
+        context.device, arrays.h_before, arrays.hh, arrays.values, arrays.dy, arrays.dstate,
         arrays.d_ih, arrays.d_hh, exchanges.words, *context.indices,
     )  # fmt: skip
 

@@ -121,9 +121,8 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
 
     def exchange_forward(
         x_sums,  # (packed rows of these steps, input gates, H): W x
-        weight_hh,  # (recurrent gates * H, H)
-        bias_ih,  # (1, input gates, H)
-        bias_hh,  # (1, recurrent gates, H)
+        hh,  # (recurrent gates * H, H)
+        constants,  # (1, pre-activations, H)
         state_before,  # (N, states, H)
         state,  # (N, states, H), written: another array, as each block reads h of all units
         values,  # (packed rows, values, H), written if `keep`
@@ -148,8 +147,8 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
         sums = cuda.shared.array(sums_shape, types.float32)
         weights = cuda.local.array(weights_shape, types.float32)
 
-        zero = zero_like(bias_ih[0, 0, 0])
-        load_weights(weight_hh, unit, part, weights, zero)
+        zero = zero_like(constants[0, 0, 0])
+        load_weights(hh, unit, part, weights, zero)
         first_row = group * most_rows
         while first_row < order.shape[0]:
             row = first_row + part
@@ -161,7 +160,7 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
             if mine:
                 members = load_state(state_before, row, unit)
             if first_step < own_end:
-                x_part = load_inputs(x_sums, bias_ih, offset, first_step, first_step, row, unit)
+                x_part = load_inputs(x_sums, constants, offset, first_step, first_step, row, unit)
             at = thread
             while at < most_rows * padded:  # beyond H there is padding, which stays 0
                 line, k = at // padded, at % padded
@@ -176,7 +175,7 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
                 cuda.syncthreads()
                 if step < own_end:
                     members, new = advance(
-                        sums, part, own, run_time_parts, x_part, bias_hh, unit, members
+                        sums, part, own, run_time_parts, x_part, constants, unit, members
                     )
                     if step + 1 < own_end:
                         store_tagged(exchange_words, slot, part, unit, exchange, members[0])
@@ -186,7 +185,7 @@ def make_exchange_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
                     )  # fmt: skip
                     if step + 1 < own_end:  # prefetched: it is there after the next product
                         x_part = load_inputs(
-                            x_sums, bias_ih, offset, first_step, step + 1, row, unit
+                            x_sums, constants, offset, first_step, step + 1, row, unit
                         )
                 step += 1
                 if step < end:
@@ -217,7 +216,7 @@ def make_exchange_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
 
     def exchange_backward(
         h_before,  # (packed rows of these steps, 1, H): h before each step
-        weight_hh,  # (recurrent gates * H, H)
+        hh,  # (recurrent gates * H, H)
         values,  # (packed rows, values, H)
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
         dstate,  # (N, states, H): gradient of the state after the steps; becomes that before them
@@ -241,8 +240,8 @@ def make_exchange_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
         sums = cuda.shared.array(sums_shape, types.float32)
         weights = cuda.local.array(weights_shape, types.float32)
 
-        zero = zero_like(weight_hh[0, 0])
-        load_weights(weight_hh, unit, part, weights, zero)
+        zero = zero_like(hh[0, 0])
+        load_weights(hh, unit, part, weights, zero)
         first_row = group * most_rows
         while first_row < order.shape[0]:
             row = first_row + part

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...layout import total_values
 from .. import blas, tuning
 from ..context import BackwardArrays, Context, ForwardArrays, Layer, RunSteps
 from . import steps
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 def suits(layer: Layer) -> bool:
     """Whether this loop can take a layer: few enough values for copies of all of them."""
     cell, H = layer.cell, layer.H
-    vectors = len(cell.input_gates) + len(cell.recurrent_gates) + cell.num_values + 3
+    vectors = len(cell.pre_activations) + len(cell.recurrent_gates) + total_values(cell) + 3
     values = layer.samples * layer.steps * vectors * H + len(cell.recurrent_gates) * H * H
     few = values * layer.dtype.itemsize <= tuning.GRAPH_BYTES
     short = tuning.GRAPH_FEWEST_STEPS <= layer.steps <= tuning.GRAPH_MOST_STEPS
@@ -43,17 +44,19 @@ class PassKind(NamedTuple):
 
 
 FORWARD = PassKind(
-    steps.forward, ("x_sums", "state", "values", "y_out"), ("x_sums", "state"), ("state", "y_out")
+    steps.forward,
+    ("x_sums", "hh", "constants", "step_inputs", "state", "values", "y_out"),
+    ("x_sums", "hh", "constants", "step_inputs", "state"),
+    ("state", "y_out"),
 )
 FORWARD_TO_KEEP = FORWARD._replace(outputs=("state", "y_out", "values"))
 BACKWARD = PassKind(
     steps.backward,
-    ("h_before", "values", "dy", "dstate", "d_ih", "d_hh"),
-    ("h_before", "values", "dstate"),
-    ("dstate", "d_ih", "d_hh"),
+    ("h_before", "hh", "values", "dy", "dstate", "d_ih", "d_hh", "d_alone"),
+    ("h_before", "hh", "values", "dstate"),
+    ("dstate", "d_ih", "d_hh", "d_alone"),
 )
-BACKWARD_FROM_DY = BACKWARD._replace(inputs=("h_before", "values", "dstate", "dy"))
-_WEIGHTS = ("hh", "bias_ih", "bias_hh")
+BACKWARD_FROM_DY = BACKWARD._replace(inputs=(*BACKWARD.inputs, "dy"))
 
 
 class _StreamResources(NamedTuple):
@@ -171,7 +174,6 @@ def _loop(context: Context, arrays: Any, kind: PassKind) -> RunSteps:
             kind.prepare(resources.context(context, context.stream), arrays)(first, last)
             return
         _copy(arrays, captured.arrays, kind.inputs)
-        _copy(arrays.weights, captured.arrays.weights, _WEIGHTS)
         captured.graph.launch()
         _copy(captured.arrays, arrays, kind.outputs)
         of_thread.put(key, captured)
@@ -205,18 +207,14 @@ def _capture(
     """A captured pass for passes like this one; None where there is no room for it."""
     xp = context.xp
     given = [getattr(arrays, name) for name in kind.arrays]
-    given += [getattr(arrays.weights, name) for name in _WEIGHTS]
     size = sum(array.nbytes for array in given)
     if not of_thread.has_room(size):
         return None
 
-    def like(source: Any, names: tuple[str, ...]) -> dict[str, Any]:
-        return {name: xp.empty(getattr(source, name).shape, context.dtype) for name in names}
-
-    own, weights = like(arrays, kind.arrays), like(arrays.weights, _WEIGHTS)
+    own = {name: xp.empty(a.shape, context.dtype) for name, a in zip(kind.arrays, given)}
     if "y_out" in own:
         own["y_out"][...] = 0  # padding is copied out too
-    mine = arrays._replace(weights=arrays.weights._replace(ih=None, **weights), **own)
+    mine = arrays._replace(**own)
     stream = resources.capturing
     with _capture_lock:
         loop = kind.prepare(resources.context(context, stream.ptr), mine)

@@ -11,12 +11,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numba.cuda.extending import register_jitable
 
-from ...cells import HIDDEN, Cell
-from ...layout import phase_plans
+from ...cells import HIDDEN, INPUT, Cell
+from ...layout import gates_of_terms, phase_plans
 from ...store import cell_digest
 from ..context import BackwardArrays, Context, ForwardArrays, RunSteps
 from ..launch import Kernel
-from ..pointwise import make_inputs, make_pre_activations, time_index
+from ..pointwise import make_inputs, make_join, make_recurrent, time_index
 from ..unit_values import make_load, make_store, make_zeros
 
 T_co = TypeVar("T_co", covariant=True)
@@ -30,9 +30,14 @@ class Pair(NamedTuple, Generic[T_co]):
 
 
 def has_one_product(cell: Cell, dtype: np.dtype[Any]) -> bool:
-    """Whether a cell's step is one product with h, of float32."""
+    """Whether a cell's step is one product with h, of float32, and all else are its equations.
+
+    Cells that normalise, or with pre-activations that no product feeds, are not known here.
+    """
     (part, *more) = phase_plans(cell)
-    plain = cell.phases[0].operand is HIDDEN
+    phase = cell.phases[0]
+    normalises = cell.norm is not None or phase.norm is not None
+    plain = phase.operand is HIDDEN and part.first_input == part.first and not normalises
     return not more and part.recurrents > 0 and plain and dtype.itemsize == 4
 
 
@@ -79,19 +84,21 @@ class ForwardParts(NamedTuple):
 def forward_parts(cell: Cell, rows: int) -> ForwardParts:
     """Build them, for tiles of at most so many rows."""
     states, values = range(len(cell.states)), range(cell.num_values)
-    inputs, pre_activations = make_inputs(cell, 0), make_pre_activations(cell, 0)
+    inputs, recurrent, join = (make(cell, 0) for make in (make_inputs, make_recurrent, make_join))
     store_values, reduce = make_store(values), make_reduce(rows, len(cell.recurrent_gates))
     equations = register_jitable(cell.phases[0].forward)
 
-    def load_inputs(x_sums, bias_ih, offset, first_step, step, row, unit):
-        # x_sums: (packed rows of these steps, input gates, H); bias_ih: (1, input gates, H);
-        # offset: (T + 1,)
-        return inputs(x_sums, offset[step] - offset[first_step] + row, bias_ih, unit)
+    def load_inputs(x_sums, constants, offset, first_step, step, row, unit):
+        # x_sums: (packed rows of these steps, input gates, H);
+        # constants: (1, pre-activations, H); offset: (T + 1,)
+        return inputs(x_sums, offset[step] - offset[first_step] + row, constants, unit)
 
-    def advance(sums, line, column, parts, x_part, bias, unit, members):
-        # sums: (parts * rows, gates, units), the unit's in `column`; bias: (1, gates, units)
+    def advance(sums, line, column, parts, x_part, constants, unit, members):
+        # sums: (parts * rows, gates, units), the unit's in `column`;
+        # constants: (1, pre-activations, units)
         reduce(sums, line, column, parts)
-        return equations(pre_activations(x_part, sums, line, column, bias, unit), members, ())
+        a = join(x_part, recurrent(sums, line, column, constants, unit))
+        return equations(a, members, ())
 
     def store_step(y_out, values, offset, lengths, step, row, n, unit, reverse, keep, h, new):
         # y_out: (N, T, H); values: (packed rows, values, H); offset: (T + 1,); lengths: (N,)
@@ -129,11 +136,11 @@ class BackwardParts(NamedTuple):
 
 def backward_parts(cell: Cell, rows: int) -> BackwardParts:
     """Build them, for tiles of at most so many rows."""
-    part, pre = phase_plans(cell)[0], cell.pre_activations
+    part = phase_plans(cell)[0]
     states, values = range(len(cell.states)), range(cell.num_values)
     first = part.terms - part.recurrents  # the first pre-activation that h feeds
     load_values, no_values = make_load(values), make_zeros(len(values))
-    store_ih = make_store([cell.input_gates.index(p.gate) for p in pre[: part.inputs]])
+    store_ih = make_store(gates_of_terms(cell, part, INPUT))
     store_hh, reduce = make_store(range(part.recurrents)), make_reduce(rows, 1)
     equations = register_jitable(cell.phases[0].backward)
 
@@ -171,7 +178,7 @@ def backward_parts(cell: Cell, rows: int) -> BackwardParts:
         make_store(states),
         make_zeros(len(states)),
         no_values,
-        make_zeros(len(pre)),
+        make_zeros(part.terms),
         register_jitable(load_step),
         register_jitable(add_output),
         register_jitable(differentiate),
@@ -205,10 +212,9 @@ def launch_forward(
     context: Context, arrays: ForwardArrays, kernel: Kernel, grid: tuple[int, int], threads: int
 ) -> RunSteps:
     """The loop that one launch of a kernel makes."""
-    weights = arrays.weights
     launch = kernel.bind(
-        context.device, arrays.x_sums, weights.hh, weights.bias_ih, weights.bias_hh, arrays.state,
-        arrays.values, arrays.y_out, *context.indices,
+        context.device, arrays.x_sums, arrays.hh, arrays.constants, arrays.state, arrays.values,
+        arrays.y_out, *context.indices,
     )  # fmt: skip
 
     def run(first: int, last: int) -> None:
@@ -222,7 +228,7 @@ def launch_backward(
 ) -> RunSteps:
     """As `launch_forward`, backward."""
     launch = kernel.bind(
-        context.device, arrays.h_before, arrays.weights.hh, arrays.values, arrays.dy, arrays.dstate,
+        context.device, arrays.h_before, arrays.hh, arrays.values, arrays.dy, arrays.dstate,
         arrays.d_ih, arrays.d_hh, *context.indices,
     )  # fmt: skip
 

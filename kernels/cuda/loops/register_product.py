@@ -71,13 +71,13 @@ def make_product(tile: Tile, gates: int, by_columns: bool) -> tuple[Any, Any]:
 
     has_weight = register_jitable(is_inside)
 
-    def load(weight_hh, unit, part, weights, zero):
-        # weight_hh: (gates * H, H); weights: (gates, length), of the thread
+    def load(hh, unit, part, weights, zero):
+        # hh: (gates * H, H); weights: (gates, length), of the thread
         for gate in range(gates):
             for k in range(length):
                 row, column = weight_at(gate, unit, part * length + k)
                 inside = has_weight(unit, part * length + k)
-                weights[gate, k] = weight_hh[row, column] if inside else zero
+                weights[gate, k] = hh[row, column] if inside else zero
 
     def dot(weights, gate, vectors, row, which, part, total):
         # weights: (gates, length), of the thread; vectors: (rows, vectors, padded), shared

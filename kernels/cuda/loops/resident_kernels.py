@@ -31,9 +31,8 @@ def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
 
     def resident_forward(
         x_sums,  # (packed rows of these steps, input gates, H): W x
-        weight_hh,  # (recurrent gates * H, H)
-        bias_ih,  # (1, input gates, H)
-        bias_hh,  # (1, recurrent gates, H)
+        hh,  # (recurrent gates * H, H)
+        constants,  # (1, pre-activations, H)
         state,  # (N, states, H), updated
         values,  # (packed rows, values, H), written if `keep`
         y_out,  # (N, T, H), any strides; written
@@ -55,7 +54,7 @@ def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
         weights = cuda.local.array(weights_shape, types.float32)
 
         zero = zero_like(x_sums[0, 0, 0])
-        load_weights(weight_hh, unit, part, weights, zero)
+        load_weights(hh, unit, part, weights, zero)
         # The tile's first row is its longest.
         end = min(last_step, lengths[first_row])
         n, own_end = own_steps(order, lengths, row, row < order.shape[0], first_step, last_step)
@@ -63,7 +62,7 @@ def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
         if row < order.shape[0]:
             members = load_state(state, row, unit)
         if first_step < own_end:
-            x_part = load_inputs(x_sums, bias_ih, offset, first_step, first_step, row, unit)
+            x_part = load_inputs(x_sums, constants, offset, first_step, first_step, row, unit)
         k = unit
         while k < padded:  # beyond H there is padding, which stays 0
             operand[part, 0, k] = members[0] if k < H else zero
@@ -74,14 +73,14 @@ def make_resident_forward(cell: Cell, tile: Tile) -> Callable[..., None]:
             multiply(weights, operand, rows, part, unit, sums, zero)
             cuda.syncthreads()
             if step < own_end:
-                members, new = advance(sums, part, unit, parts, x_part, bias_hh, unit, members)
+                members, new = advance(sums, part, unit, parts, x_part, constants, unit, members)
                 operand[part, 0, unit] = members[0]
                 store_step(
                     y_out, values, offset, lengths, step, row, n, unit, reverse, keep, members[0],
                     new,
                 )  # fmt: skip
                 if step + 1 < own_end:  # prefetched: it is there after the next product
-                    x_part = load_inputs(x_sums, bias_ih, offset, first_step, step + 1, row, unit)
+                    x_part = load_inputs(x_sums, constants, offset, first_step, step + 1, row, unit)
             cuda.syncthreads()
             step += 1
         if row < order.shape[0]:
@@ -105,7 +104,7 @@ def make_resident_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
 
     def resident_backward(
         h_before,  # (packed rows of these steps, 1, H): h before each step
-        weight_hh,  # (recurrent gates * H, H)
+        hh,  # (recurrent gates * H, H)
         values,  # (packed rows, values, H)
         dy,  # (N, T, H), any strides; read where valid, if `has_dy`
         dstate,  # (N, states, H): gradient of the state after the steps; becomes that before them
@@ -129,7 +128,7 @@ def make_resident_backward(cell: Cell, tile: Tile) -> Callable[..., None]:
         weights = cuda.local.array(weights_shape, types.float32)
 
         zero = zero_like(h_before[0, 0, 0])
-        load_weights(weight_hh, unit, part, weights, zero)
+        load_weights(hh, unit, part, weights, zero)
         n, own_end = own_steps(order, lengths, row, row < order.shape[0], first_step, last_step)
         members, saved, h = no_state(zero), no_values(zero), zero
         if row < order.shape[0]:

@@ -33,15 +33,15 @@ _PAIR_WORDS = 16  # words of a row in two products
 _LANE_WORDS = 8  # words of the weights in two products
 
 
-def _word_of_bf16(weight_at, weight_hh, gate, unit, word, zero):
+def _word_of_bf16(weight_at, hh, gate, unit, word, zero):
     return pack_bf16(
-        weight_at(weight_hh, gate, unit, 2 * word, zero),
-        weight_at(weight_hh, gate, unit, 2 * word + 1, zero),
+        weight_at(hh, gate, unit, 2 * word, zero),
+        weight_at(hh, gate, unit, 2 * word + 1, zero),
     )
 
 
-def _word_of_tf32(weight_at, weight_hh, gate, unit, word, zero):
-    return round_tf32(weight_at(weight_hh, gate, unit, word, zero))
+def _word_of_tf32(weight_at, hh, gate, unit, word, zero):
+    return round_tf32(weight_at(hh, gate, unit, word, zero))
 
 
 class Numbers(NamedTuple):
@@ -148,23 +148,23 @@ def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
 
     if by_columns:
 
-        def weight(weight_hh, gate, unit, k, zero):
-            return weight_hh[gate * H + k, unit] if unit < H and k < H else zero
+        def weight(hh, gate, unit, k, zero):
+            return hh[gate * H + k, unit] if unit < H and k < H else zero
 
     else:
 
-        def weight(weight_hh, gate, unit, k, zero):
-            return weight_hh[gate * H + unit, k] if unit < H and k < H else zero
+        def weight(hh, gate, unit, k, zero):
+            return hh[gate * H + unit, k] if unit < H and k < H else zero
 
     weight_at = register_jitable(weight)
 
-    def weight_word(weight_hh, first_unit, thread, product, number, zero):
+    def weight_word(hh, first_unit, thread, product, number, zero):
         # The numbers of a lane's words: unit and unit + 8 of the first word, of the second, ...
         pair, gate = product // gates, product % gates
         warp, lane = thread // LANES, thread % LANES
         unit = first_unit + warp % tiles * UNITS + lane // 4 + number % 2 * 8
         word = warp // tiles * part_words + pair * _PAIR_WORDS + lane % 4 * 4 + number // 2
-        return word_of(weight_at, weight_hh, gate, unit, word, zero)
+        return word_of(weight_at, hh, gate, unit, word, zero)
 
     def shared_start(thread, product, half):
         # Neighbouring lanes load four neighbouring words each.
@@ -180,30 +180,30 @@ def make_tensor_product(tile: TensorTile, by_columns: bool) -> tuple[Any, Any]:
         """
         if count == 1:
 
-            def load_some(at, weight_hh, first_unit, thread, weights, zero):
+            def load_some(at, hh, first_unit, thread, weights, zero):
                 weights[at // _LANE_WORDS, at % _LANE_WORDS] = load_word(
-                    weight_hh, first_unit, thread, at // _LANE_WORDS, at % _LANE_WORDS, zero
+                    hh, first_unit, thread, at // _LANE_WORDS, at % _LANE_WORDS, zero
                 )
 
         else:
             half = count // 2
             first, second = make_load_registers(half), make_load_registers(count - half)
 
-            def load_some(at, weight_hh, first_unit, thread, weights, zero):
-                first(at, weight_hh, first_unit, thread, weights, zero)
-                second(at + half, weight_hh, first_unit, thread, weights, zero)
+            def load_some(at, hh, first_unit, thread, weights, zero):
+                first(at, hh, first_unit, thread, weights, zero)
+                second(at + half, hh, first_unit, thread, weights, zero)
 
         return register_jitable(forceinline=True)(load_some)
 
     load_registers = make_load_registers(in_registers * _LANE_WORDS)
 
-    def load(weight_hh, first_unit, thread, weights, words, zero):
-        # weight_hh: (gates * H, H); weights: (in_registers, 8), of the thread; words: flat, shared
-        load_registers(0, weight_hh, first_unit, thread, weights, zero)
+    def load(hh, first_unit, thread, weights, words, zero):
+        # hh: (gates * H, H); weights: (in_registers, 8), of the thread; words: flat, shared
+        load_registers(0, hh, first_unit, thread, weights, zero)
         for product in range(in_registers, pairs * gates):
             for number in range(_LANE_WORDS):
                 words[shared_start_of(thread, product, number // 4) + number % 4] = load_word(
-                    weight_hh, first_unit, thread, product, number, zero
+                    hh, first_unit, thread, product, number, zero
                 )
 
     def add(low, high, b, total, gate):
