@@ -43,7 +43,8 @@ class Packing:
             if vector is not None:
                 gates = vector.reshape(-1, self._H)
                 for source, target, count in constant_runs(self._cell, weight):
-                    constants[0, target : target + count] += gates[source : source + count]
+                    view = constants[0, target : target + count]
+                    view += gates[source : source + count]  # an item would be copied back
         return constants
 
 

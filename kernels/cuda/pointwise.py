@@ -15,7 +15,7 @@ from ..cells import INPUT, Cell
 from ..layout import PhasePlan, gates_of_terms, phase_plans, step_input_terms
 from ..primitives import zero_like
 from .terms import alone_before
-from .unit_values import make_load, make_store, make_sum, make_zeros
+from .unit_values import compiled, make_load, make_store, make_sum, make_zeros
 
 
 @register_jitable
@@ -154,7 +154,7 @@ def make_forward_phase(cell: Cell, number: int) -> Callable[..., None]:
     load_state, store_state = (make(range(len(cell.states))) for make in (make_load, make_store))
     load_values = make_load(range(part.first_value))
     store_values = make_store(range(part.first_value, part.first_value + part.values))
-    equations = register_jitable(cell.phases[number].forward)
+    equations = compiled(cell.phases[number].forward)
 
     if is_last:
 
@@ -204,7 +204,7 @@ def make_operand(cell: Cell, number: int) -> Callable[..., None]:
     """Build the kernel for what a phase's recurrent weights multiply."""
     part = phase_plans(cell)[number]
     load_values = make_load(range(part.first_value))
-    value = register_jitable(cell.phases[number].operand.value)
+    value = compiled(cell.phases[number].operand.value)
 
     def operand(
         h,  # (rows, states or 1, H), the first of which is h before the step
@@ -235,7 +235,7 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
     store_ih = make_store(gates_of_terms(cell, part, INPUT))
     at_hh = part.recurrents_before
     store_hh = make_store(range(at_hh, at_hh + part.recurrents))
-    equations = register_jitable(cell.phases[number].backward)
+    equations = compiled(cell.phases[number].backward)
 
     if is_last:
         zeros = make_zeros(seen)
@@ -302,7 +302,7 @@ def make_operand_gradient(cell: Cell, number: int) -> Callable[..., None]:
     plain = cell.phases[number].operand.gradient
     _, reached = plain(1.0, (1.0,) * part.first_value, 1.0)
     add_h, add_values = make_store([0], add=True), make_store(range(len(reached)), add=True)
-    gradient = register_jitable(plain)
+    gradient = compiled(plain)
 
     def operand_gradient(
         h_before,  # (packed rows of the time block, 1, H): h before each step

@@ -9,6 +9,15 @@ from typing import Any
 
 from numba.cuda.extending import register_jitable
 
+from ..cells import functions_called
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An equation that kernels may call, with all the functions that it calls."""
+    for called in functions_called([function]):
+        register_jitable(called)
+    return function
+
 
 def make_load(members: Sequence[int]) -> Callable[..., Any]:
     """Build ``load(array, row, unit)``: these values of one unit, as a tuple."""

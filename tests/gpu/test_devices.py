@@ -15,7 +15,7 @@ def test_results_stay_on_the_device_of_the_arrays(dh_n: str, simulated: Library)
 
     with Device(1):
         problem = simulated.take(draw("lstm", L=2, D=2, lengths=LENGTHS))
-    x, params, h0, lengths, dy, dstate = problem
+    x, params, h0, lengths, dy, dstate, _ = problem
     given: Any = {"both": dstate, "one": (None, dstate[1]), "none": None}[dh_n]
     weights = fastgru.pack(params)
     y, h_n, saved = fastgru.forward_train(x, weights, h0, lengths=lengths)
@@ -33,9 +33,9 @@ def test_arrays_of_several_devices(argument: str, simulated: Library) -> None:
     from cupy.cuda import Device
 
     problem = draw("gru")
-    x, params, h0, _, dy, _ = simulated.take(problem)
+    x, params, h0, _, dy, *_ = simulated.take(problem)
     with Device(1):
-        other_x, other_params, other_h0, _, other_dy, other_dh_n = simulated.take(problem)
+        other_x, other_params, other_h0, _, other_dy, other_dh_n, _ = simulated.take(problem)
     mixed = params.to_dict() | {"bias_hh_l0": other_params.to_dict()["bias_hh_l0"]}
     _, _, saved = fastgru.forward_train(x, params, h0[0])
     calls = {
@@ -58,7 +58,7 @@ def test_streams_have_their_own_copies_of_the_order(
     """What one stream copies may not be there yet for another."""
     import cupy
 
-    x, params, h0, _, _, _ = simulated.take(draw("gru"))
+    x, params, h0, *_ = simulated.take(draw("gru"))
     weights = fastgru.pack(params)
     want = fastgru.forward(x, weights, h0[0])
     (call,) = fastgru.packed.operands_of(weights).architecture.calls.values()

@@ -37,9 +37,10 @@ CLUSTERED = {"simulated cupy": (13, 24, 40), "cupy": (32, 200, 512)}
 
 def solve_roughly(problem: Problem, library: Library, precision: str) -> tuple[Any, ...]:
     """All results and gradients in reduced precision."""
-    x, params, h0, lengths, dy, dh_n = library.take(problem)
+    given = library.take(problem)
+    x, params, h0, _, dy, dh_n, _ = given
     y, h_n, saved = fastgru.forward_train(
-        x, params, as_state(h0), lengths=lengths, precision=precision
+        x, params, as_state(h0), precision=precision, **given.options
     )
     gradients = fastgru.backward(saved, dy, as_state(dh_n))
     return tuple(flatten(*library.give((y, h_n, gradients))))

@@ -9,6 +9,9 @@ from problems import Library, as_state, assert_close, assert_same_bits, draw, fl
 import fastgru
 from fastgru.kernels.cells import CELLS
 
+# One product with h a step, and nothing that the loop does not know.
+SUITED = ("gru", "lstm", "rnn_tanh", "rnn_relu", "cifg", "ugrnn")
+
 
 @pytest.fixture
 def resident(use_loops: UseLoops, cupy: Library) -> Library:
@@ -34,10 +37,20 @@ def test_resident_weights(
         tune(WORKSPACE_BYTES=size)
         for a, b in zip(flatten(*solve(problem, resident)), flatten(*want), strict=True):
             assert_close(a, b, 64 * EPS)
-        x, params, h0, steps, _, _ = resident.take(problem)
-        y, h_n = fastgru.forward(x, params, as_state(h0), lengths=steps)
+        given = resident.take(problem)
+        x, params, h0, *_ = given
+        y, h_n = fastgru.forward(x, params, as_state(h0), **given.options)
         for a, b in zip(flatten(resident.give((y, h_n))), flatten(*want[:2]), strict=True):
             assert_close(a, b, 16 * EPS)
+
+
+@pytest.mark.parametrize("cell", SUITED)
+def test_cells_whose_step_is_one_product(cell: str, resident: Library) -> None:
+    problem = draw(cell, (5, 4, 3, 6), D=2, lengths=[2, 4, 0, 1, 4], dtype="float32")
+    assert chosen(problem, resident) == "resident"
+    want = solve(problem.astype("float64"))
+    for a, b in zip(flatten(*solve(problem, resident)), flatten(*want), strict=True):
+        assert_close(a, b, 64 * EPS)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -50,9 +63,8 @@ def test_resident_weights_give_the_same_bits_each_time(cell: str, resident: Libr
 
 def test_what_the_resident_loop_does_not_suit(resident: Library) -> None:
     for cell in CELLS:
-        one_phase = cell in ("gru", "lstm")
         small = draw(cell, (1, 1, 1, 32), dtype="float32")
-        assert chosen(small, resident) == ("resident" if one_phase else "steps")
+        assert chosen(small, resident) == ("resident" if cell in SUITED else "steps")
     problem = draw("gru", (1, 1, 1, 32))
     assert chosen(problem, resident) == "steps"
     assert chosen(problem.astype("float32"), resident, "tf32") == "steps"

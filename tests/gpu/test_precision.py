@@ -7,6 +7,7 @@ import pytest
 from gpu_tools import EPS
 from problems import (
     NUMPY,
+    ROW_CELLS,
     Library,
     as_state,
     assert_close,
@@ -28,8 +29,9 @@ def test_reduced_precision_rounds_operands_only(
     """Errors are of the size of the operands' rounding, and there are some."""
     exact = draw(cell, (3, 6, 16, 32))
     problem = cupy.take(exact.astype("float32"))
-    x, params, h0, _, dy, dh_n = problem
-    y, _, saved = fastgru.forward_train(x, params, as_state(h0), precision=precision)
+    x, params, h0, _, dy, dh_n, _ = problem
+    options = problem.options | {"precision": precision}
+    y, _, saved = fastgru.forward_train(x, params, as_state(h0), **options)
     gradients = fastgru.backward(saved, dy, as_state(dh_n))
     want_y, _, want = solve(exact)
     error = np.abs(cupy.give(y) - want_y).max()
@@ -39,15 +41,18 @@ def test_reduced_precision_rounds_operands_only(
     for got, right in zip(flatten(cupy.give(gradients)), flatten(want), strict=True):
         scale = np.abs(right).max()
         assert np.abs(got - right).max() < 2.0 ** -(bits - 4) * max(1, scale)
-    again, _ = fastgru.forward(x, params, as_state(h0), precision=precision)
+    again, _, _ = fastgru.forward_train(x, params, as_state(h0), **options)
     assert_same_bits(cupy.give((again,)), cupy.give((y,)))
+    inference, _ = fastgru.forward(x, params, as_state(h0), **options)
+    if cell in ROW_CELLS:
+        assert_same_bits(cupy.give((inference,)), cupy.give((y,)))
 
 
 def test_bias_gradients_are_sums_in_float32(simulated: Library) -> None:
     """With weights of 0 no product rounds: the bias gradients are those of full precision."""
     problem = draw("lstm", (3, 6, 4, 5), dtype="float32")
     params = problem.params.map(lambda w: w if w.ndim == 1 else np.zeros_like(w))
-    x, params, h0, _, dy, _ = simulated.take(problem._replace(params=params))
+    x, params, h0, _, dy, *_ = simulated.take(problem._replace(params=params))
     found = []
     for precision in (None, "bf16"):
         _, _, saved = fastgru.forward_train(x, params, h0, precision=precision)
@@ -58,7 +63,7 @@ def test_bias_gradients_are_sums_in_float32(simulated: Library) -> None:
 
 
 def test_calls_of_a_precision_are_kept(simulated: Library) -> None:
-    x, params, h0, _, _, _ = simulated.take(draw("gru", dtype="float32"))
+    x, params, h0, *_ = simulated.take(draw("gru", dtype="float32"))
     weights = fastgru.pack(params)
     for precision in (None, "tf32", None, "tf32"):
         fastgru.forward(x, weights, h0[0], precision=precision)
@@ -68,7 +73,7 @@ def test_calls_of_a_precision_are_kept(simulated: Library) -> None:
 
 def test_precision_of_a_step(cupy: Library) -> None:
     problem = cupy.take(draw("gru", (3, 1, 16, 32), dtype="float32"))
-    x, params, h0, _, _, _ = problem
+    x, params, h0, *_ = problem
     want, _ = fastgru.forward(x, params, h0[0], precision="bf16")
     got, _ = fastgru.step(x[:, 0], params, h0[0], precision="bf16")
     assert_close(cupy.give(got), cupy.give(want)[:, 0], 8 * EPS)

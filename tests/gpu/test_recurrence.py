@@ -36,8 +36,8 @@ def test_results_are_cupy_arrays(cell: str, cupy: Library) -> None:
 
 def solve_in(problem: Problem) -> tuple[Any, ...]:
     """As `solve`, for a problem that is in CuPy arrays and stays there."""
-    x, params, h0, lengths, dy, dh_n = problem
-    y, h_n, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
+    x, params, h0, _, dy, dh_n, _ = problem
+    y, h_n, saved = fastgru.forward_train(x, params, as_state(h0), **problem.options)
     return y, h_n, fastgru.backward(saved, dy, as_state(dh_n))
 
 
@@ -50,18 +50,24 @@ def test_any_strides(cell: str, cupy: Library) -> None:
     turned = cupy.asarray(problem.dy.transpose(2, 0, 1).copy()).transpose(1, 2, 0)
     states = tuple(cupy.asarray(h.transpose(1, 0, 2).copy()).transpose(1, 0, 2) for h in plain.h0)
     odd = plain._replace(x=spread, dy=turned, h0=states)
+    if problem.attention is not None:
+        odd = odd._replace(attention=cupy.asarray(problem.attention.T.copy()).T)
     assert_same_bits(cupy.give(solve_in(odd)), cupy.give(solve_in(plain)))
 
 
 @each_cell
 def test_time_major_and_single_sequences(cell: str, cupy: Library) -> None:
     problem = cupy.take(draw(cell, L=2, D=2, dtype="float32"))
-    x, params, h0, _, _, _ = problem
-    y, h_n = fastgru.forward(x, params, as_state(h0))
-    turned, same = fastgru.forward(x.transpose(1, 0, 2), params, as_state(h0), time_major=True)
+    x, params, h0, _, _, _, attention = problem
+    y, h_n = fastgru.forward(x, params, as_state(h0), attention=attention)
+    turned, same = fastgru.forward(
+        x.transpose(1, 0, 2), params, as_state(h0), time_major=True,
+        attention=None if attention is None else attention.transpose(1, 0),
+    )  # fmt: skip
     assert_same_bits(cupy.give((turned.transpose(1, 0, 2), same)), cupy.give((y, h_n)))
     first = as_state(tuple(h[:, 0] for h in h0))
-    alone, _ = fastgru.forward(x[0], params, first)
+    of_first = None if attention is None else attention[0]
+    alone, _ = fastgru.forward(x[0], params, first, attention=of_first)
     assert_close(cupy.give(alone), cupy.give(y)[0], 8 * EPS)
 
 
@@ -69,13 +75,18 @@ def test_time_major_and_single_sequences(cell: str, cupy: Library) -> None:
 def test_padding_is_neither_read_nor_written(cell: str, cupy: Library) -> None:
     problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype="float32")
     spoilt = problem._replace(x=problem.x.copy(), dy=problem.dy.copy())
+    if problem.attention is not None:
+        spoilt = spoilt._replace(attention=problem.attention.copy())
     for row, length in enumerate(LENGTHS):
         spoilt.x[row, length:] = spoilt.dy[row, length:] = np.nan
+        if spoilt.attention is not None:
+            spoilt.attention[row, length:] = np.nan
     got, want = solve(spoilt, cupy), solve(problem, cupy)
     assert_same_bits(got, want)
     for row, length in enumerate(LENGTHS):
         assert not got[0][row, length:].any()
         assert not got[2].x[row, length:].any()
+        assert problem.attention is None or not got[2].attention[row, length:].any()
 
 
 @each_cell
@@ -100,15 +111,16 @@ def test_sequences_of_growing_length(cupy: Library) -> None:
 @pytest.mark.parametrize("missing", ["dy", "dh_n", "a member of dh_n"])
 @each_cell
 def test_gradients_that_are_missing_are_zeros(cell: str, missing: str, cupy: Library) -> None:
-    problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype="float32")
+    problem = draw(cell, L=2, D=2, lengths=LENGTHS)
     if missing == "dy":
         zeros: Any = problem._replace(dy=np.zeros_like(problem.dy))
     else:
         gone = len(problem.dh_n) if missing == "dh_n" else 1
         rest = problem.dh_n[gone:]
         zeros = problem._replace(dh_n=(*map(np.zeros_like, problem.dh_n[:gone]), *rest))
-    x, params, h0, lengths, dy, dh_n = cupy.take(zeros)
-    _, _, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
+    taken = cupy.take(zeros)
+    x, params, h0, _, dy, dh_n, _ = taken
+    _, _, saved = fastgru.forward_train(x, params, as_state(h0), **taken.options)
     given: dict[str, Any] = {"dy": dy, "dh_n": as_state(dh_n)}
     if missing in given:
         given[missing] = None
@@ -116,7 +128,7 @@ def test_gradients_that_are_missing_are_zeros(cell: str, missing: str, cupy: Lib
         given["dh_n"] = as_state((None, *dh_n[1:]))
     got = cupy.give(fastgru.backward(saved, **given))
     for a, b in zip(flatten(got), flatten(solve(zeros)[2]), strict=True):
-        assert_close(a, b, 16 * EPS)
+        assert_close(a, b, 1e-12)
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (3, 0, 3, 5)])
@@ -131,10 +143,11 @@ def test_nothing_to_do(cell: str, sizes: tuple[int, int, int, int], cupy: Librar
 def test_steps_are_forward_one_at_a_time(cell: str, cupy: Library) -> None:
     problem = cupy.take(draw(cell, L=2, dtype="float32"))
     weights = fastgru.pack(problem.params)
-    y, h_n = fastgru.forward(problem.x, weights, as_state(problem.h0))
+    y, h_n = fastgru.forward(problem.x, weights, as_state(problem.h0), **problem.options)
     state: Any = as_state(problem.h0)
     for t in range(problem.x.shape[1]):
-        y_t, state = fastgru.step(problem.x[:, t], weights, state)
+        of_step = None if problem.attention is None else problem.attention[:, t]
+        y_t, state = fastgru.step(problem.x[:, t], weights, state, attention=of_step)
         assert_close(cupy.give(y_t), cupy.give(y)[:, t], 16 * EPS)
     for a, b in zip(as_members(state), as_members(h_n), strict=True):
         assert_close(cupy.give(a), cupy.give(b), 16 * EPS)
@@ -180,7 +193,7 @@ def test_out_of_memory(
 
     def call(most: int) -> Any:
         room[:] = [most, 0]
-        x, params, h0, _, dy, dh_n = problem
+        x, params, h0, _, dy, dh_n, _ = problem
         y, h_n, saved = fastgru.forward_train(x, params, h0, precision=precision)
         return simulated.give((y, h_n, fastgru.backward(saved, dy, dh_n)))
 

@@ -150,7 +150,7 @@ def make_cupy() -> Any:
     """The module that stands in for CuPy."""
     module: Any = types.ModuleType("cupy")
     module.ndarray, module.asnumpy, module.empty = ndarray, asnumpy, _poisoned
-    for name in ("zeros", "ones", "ascontiguousarray", "asarray"):
+    for name in ("zeros", "ones", "ascontiguousarray", "asarray", "isfinite"):
         setattr(module, name, functools.partial(_made, getattr(np, name)))
     module.cuda = types.ModuleType("cupy.cuda")
     module.cuda.Device, module.cuda.Stream = Device, Stream

@@ -17,7 +17,7 @@ from ...store import cell_digest
 from ..context import BackwardArrays, Context, ForwardArrays, RunSteps
 from ..launch import Kernel
 from ..pointwise import make_inputs, make_join, make_recurrent, time_index
-from ..unit_values import make_load, make_store, make_zeros
+from ..unit_values import compiled, make_load, make_store, make_zeros
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -86,7 +86,7 @@ def forward_parts(cell: Cell, rows: int) -> ForwardParts:
     states, values = range(len(cell.states)), range(cell.num_values)
     inputs, recurrent, join = (make(cell, 0) for make in (make_inputs, make_recurrent, make_join))
     store_values, reduce = make_store(values), make_reduce(rows, len(cell.recurrent_gates))
-    equations = register_jitable(cell.phases[0].forward)
+    equations = compiled(cell.phases[0].forward)
 
     def load_inputs(x_sums, constants, offset, first_step, step, row, unit):
         # x_sums: (packed rows of these steps, input gates, H);
@@ -142,7 +142,7 @@ def backward_parts(cell: Cell, rows: int) -> BackwardParts:
     load_values, no_values = make_load(values), make_zeros(len(values))
     store_ih = make_store(gates_of_terms(cell, part, INPUT))
     store_hh, reduce = make_store(range(part.recurrents)), make_reduce(rows, 1)
-    equations = register_jitable(cell.phases[0].backward)
+    equations = compiled(cell.phases[0].backward)
 
     def load_step(h_before, values, offset, first_step, step, row, unit):
         # h_before: (packed rows of these steps, 1, H); values: (packed rows, values, H);
