@@ -87,6 +87,7 @@ class BackwardArrays(NamedTuple):
 
     h_before: Any  # (packed rows of a time block, 1, H): h before each step
     hh: Any  # (recurrent gates * H, H): the recurrent weights
+    constants: Any  # (1, pre-activations, H): weights of units; (1, 0, H) if there are none
     values: Any  # (packed rows, values, H)
     dy: Any  # (N, T, H), any strides; read if `has_dy`
     dstate: Any  # (N, states, H), updated

@@ -1,11 +1,11 @@
 """The weights of one layer and direction, as the kernels take them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..cells import RECURRENT, Cell
+from ..cells import RECURRENT, Cell, Weight
 from ..layout import folded_weights, vector_weights
 from .context import PackedWeights
 from .terms import constant_runs
@@ -28,24 +28,32 @@ class Packing:
             if self._cell.norm is not None:
                 weights = folded_weights(self._cell, weights, statistics)
             ih, hh = pack_matrices(self._cell, weights, self._H)
-            return PackedWeights(ih, hh, self._constants(weights))
+            vectors = vector_weights(self._cell)
+            constants = pack_vectors(self._cell, weights, vectors, self._H, self._dtype)
+            return PackedWeights(ih, hh, constants)
 
     def give_back(self, packed: PackedWeights) -> None:
         """Packed weights take no memory of ours."""
 
-    def _constants(self, weights: Weights) -> Any:
-        """What vectors of weights add to each pre-activation, (1, pre-activations, H)."""
-        import cupy as xp
 
-        constants = xp.zeros((1, len(self._cell.pre_activations), self._H), self._dtype)
-        for weight in vector_weights(self._cell):
-            vector = weights.get(weight.name)
-            if vector is not None:
-                gates = vector.reshape(-1, self._H)
-                for source, target, count in constant_runs(self._cell, weight):
-                    view = constants[0, target : target + count]
-                    view += gates[source : source + count]  # an item would be copied back
-        return constants
+def pack_vectors(
+    cell: Cell, weights: Weights, vectors: Sequence[Weight], H: int, dtype: np.dtype[Any]
+) -> Any:
+    """What some vectors of weights add to each pre-activation, (1, pre-activations, H).
+
+    On the current device.
+    """
+    import cupy as xp
+
+    constants = xp.zeros((1, len(cell.pre_activations), H), dtype)
+    for weight in vectors:
+        vector = weights.get(weight.name)
+        if vector is not None:
+            gates = vector.reshape(-1, H)
+            for source, target, count in constant_runs(cell, weight):
+                view = constants[0, target : target + count]
+                view += gates[source : source + count]  # an item would be copied back
+    return constants
 
 
 def pack_matrices(cell: Cell, weights: Weights, H: int) -> tuple[Any, Any]:

@@ -226,6 +226,7 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
     part = phase_plans(cell)[number]
     is_last = number == len(cell.phases) - 1
     seen = part.first_value + part.values
+    load_weights = make_load(range(part.first, part.first + cell.phases[number].unit_weights))
     load_state, store_state = (make(range(len(cell.states))) for make in (make_load, make_store))
     load_values = make_load(range(seen))
     store_dvalues = make_store(range(part.first_value))
@@ -259,6 +260,7 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
     def backward_phase(
         h_before,  # (packed rows of the time block, 1, H): h before each step
         values,  # (packed rows, values, H)
+        constants,  # (1, pre-activations, H); read by cells with weights of units
         dy,  # (N, T, H), any strides; read where valid by the last phase, if `has_dy`
         dstate,  # (N, states, H): gradient of the state after the phase; becomes that before it
         dvalues,  # (N, values, H): gradients of values; those of earlier phases are written
@@ -283,9 +285,10 @@ def make_backward_phase(cell: Cell, number: int) -> Callable[..., None]:
         if has_dy:
             n, t = order[row], time_index(step, lengths[row], reverse)
             after = with_output(after, dy, n, t, unit)
-        seen_values = load_values(values, value_start + row, unit)
+        saved = load_values(values, value_start + row, unit)
+        weights = load_weights(constants, 0, unit)
         so_far = load_dvalues(dvalues, row, unit, h)
-        d, before, earlier = equations(h, seen_values, after, so_far)
+        d, before, earlier = equations(h, saved + weights, after, so_far)
         store_alone(d_alone, packed_start + row, unit, d)
         store_ih(d_ih, packed_start + row, unit, d[before_ih:])
         store_hh(d_hh, packed_start + row, unit, d[before_hh:])

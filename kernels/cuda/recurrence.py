@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cells import Cell
+from ..cells import UNIT, Cell
 from ..layout import Statistics, total_values
 from ..ragged import RaggedRows
 from ..store import cell_digest
@@ -25,7 +25,7 @@ from .context import BackwardArrays, Context, ForwardArrays, Layer, PackedWeight
 from .gradients import WeightGradients
 from .launch import Kernel, PreparedArray, row_grid
 from .normalise import ELEMENTS_PER_INPUT_PART, InputNormGradient, Moments
-from .packing import Weights, pack_matrices
+from .packing import Weights, pack_matrices, pack_vectors
 from .step_input import make_step_gradient
 from .terms import num_alone
 
@@ -301,8 +301,8 @@ class Recurrence:
         else:
             dstate = self._take_state(context, dfinal, layer)
         arrays = BackwardArrays(
-            xp.empty((most, 1, H), self.dtype), hh, values, y if dy is None else dy,
-            dstate, d_ih, d_hh, d_alone, dy is not None,
+            xp.empty((most, 1, H), self.dtype), hh, self._unit_weights(weights), values,
+            y if dy is None else dy, dstate, d_ih, d_hh, d_alone, dy is not None,
         )  # fmt: skip
         loop = self._loop(context.device, len(blocks)).backward(context, arrays)
         for first, last, count in reversed(blocks):
@@ -330,6 +330,13 @@ class Recurrence:
         if norm is not None:
             found |= norm.gradients(weights)
         return {name: found[name] for name in weights if name in found}
+
+    def _unit_weights(self, weights: Weights) -> Any:
+        """The weights of units as backward takes them, (1, pre-activations or 0, H)."""
+        units = [weight for weight in self.cell.weights if weight.kind == UNIT]
+        if not units:
+            return self.xp.empty((1, 0, self.H), self.dtype)
+        return pack_vectors(self.cell, weights, units, self.H, self.dtype)
 
     def _add_step_gradient(
         self, context: Context, d_alone: Any, dstep_out: Any, first: int, last: int

@@ -52,8 +52,8 @@ FORWARD = PassKind(
 FORWARD_TO_KEEP = FORWARD._replace(outputs=("state", "y_out", "values"))
 BACKWARD = PassKind(
     steps.backward,
-    ("h_before", "hh", "values", "dy", "dstate", "d_ih", "d_hh", "d_alone"),
-    ("h_before", "hh", "values", "dstate"),
+    ("h_before", "hh", "constants", "values", "dy", "dstate", "d_ih", "d_hh", "d_alone"),
+    ("h_before", "hh", "constants", "values", "dstate"),
     ("dstate", "d_ih", "d_hh", "d_alone"),
 )
 BACKWARD_FROM_DY = BACKWARD._replace(inputs=(*BACKWARD.inputs, "dy"))

@@ -126,7 +126,7 @@ def forward(context: Context, arrays: ForwardArrays) -> RunSteps:
 def backward(context: Context, arrays: BackwardArrays) -> RunSteps:
     """Prepare the loop of a backward pass."""
     xp, H, N, stream, device = (getattr(context, n) for n in ("xp", "H", "N", "stream", "device"))
-    h_before, hh, values, dy, dstate, d_ih, d_hh, d_alone, has_dy = arrays
+    h_before, hh, constants, values, dy, dstate, d_ih, d_hh, d_alone, has_dy = arrays
     offset, stride, wide = context.offset, dstate.shape[1] * H, d_hh.shape[1] * H
     threads, row_threads = tuning.UNIT_THREADS, (tuning.SUM_THREADS, 1)
     kernels = phase_kernels(context.cell, context.dtype)
@@ -138,8 +138,8 @@ def backward(context: Context, arrays: BackwardArrays) -> RunSteps:
     for phase in reversed(kernels):
         part = phase.plan
         equations = phase.backward.bind(
-            device, h_before, values, dy, dstate, dvalues, d_ih, d_hh, d_alone, context.order,
-            context.lengths,
+            device, h_before, values, constants, dy, dstate, dvalues, d_ih, d_hh, d_alone,
+            context.order, context.lengths,
         )  # fmt: skip
         normalise = None
         if phase.normalise_backward is not None:
