@@ -94,7 +94,7 @@ def cifg_as_lstm(w: Arrays) -> dict[str, Any]:
 
 def without_peepholes(w: Arrays) -> dict[str, Any]:
     H = w["weight_hh"].shape[1]
-    return w | {"peephole": np.zeros(3 * H, w["weight_hh"].dtype)}  # type: ignore[operator]
+    return {**w, "peephole": np.zeros(3 * H, w["weight_hh"].dtype)}
 
 
 def mingru_as_minlstm(w: Arrays) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def pulled_back(
         for weights, own in zip(layer, own_layer, strict=True):
             zeros = {name: np.zeros_like(array) for name, array in weights.items()}
             origin = {key: array.copy() for key, array in embedding(zeros).items()}
-            for name, array in zeros.items():
+            for array in zeros.values():
                 gradient = np.zeros(array.shape)
                 for at in np.ndindex(array.shape):
                     array[at] = 1
