@@ -23,6 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows of a few steps, timed for an instant."""
     for name, value in (("STEPS", 3), ("ROWS", 2), ("INPUTS", 4)):
         monkeypatch.setattr(compare, name, value)
+    monkeypatch.setattr(compare.turns, "wait_until_idle", lambda: None)
     monkeypatch.setattr(compare.turns, "TURN", 1e-3)
     monkeypatch.setattr(compare.turns, "TRIAL", 1e-3)
 
