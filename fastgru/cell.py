@@ -281,11 +281,17 @@ def _check_structure(cell: Any) -> None:
             raise ValueError(f"{where}: it does not run: {error}") from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"{where}: expected (state, values), got {result!r}")
+        before = state
         state, new = result
         if len(state) != len(cell.states) or len(new) != len(phase.values):
             raise ValueError(
                 f"{where}: expected {len(cell.states)} states and {len(phase.values)} values, "
                 f"got {len(state)} and {len(new)}"
+            )
+        # Backward is given h before the step, in every phase.
+        if phase is not cell.phases[-1] and not np.array_equal(state[0], before[0]):
+            raise ValueError(
+                f"{where}: expected {cell.states[0]} as it was: only the last phase changes it"
             )
         values = values + tuple(new)
 

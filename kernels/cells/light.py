@@ -113,7 +113,9 @@ def _libru_forward(a: Any, state: Any, values: Any) -> Any:
     z = sigmoid(a_z)
     rest = sigmoid(-a_z)  # 1 - z would be 0 long before
     c = sigmoid(a_c)
-    return (z * h + rest * c,), (z, rest, c)
+    mixed = z * h + rest * c
+    # z + rest rounds to more than 1 at times, where z is 1 even at every step.
+    return (mixed - relu(mixed - one_like(mixed)),), (z, rest, c)
 
 
 def _libru_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
