@@ -37,9 +37,11 @@ _LENGTH_BYTES, _ALIGNMENT = 8, 8
 # A header that is read takes up to 20 times its length in memory. This one has room for 40 000
 # arrays.
 _LONGEST_HEADER = 4 << 20
+_DEPTH_OF = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _DEPTH = 3  # of the header's nested objects and arrays
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_BRACKETS = re.compile(rb"[\[\]{}]")
+# Strings, which may hold brackets, are passed over; one without an end goes to the end of the text,
+# so no part of it is looked at twice.
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
 class _Entry(NamedTuple):
@@ -324,8 +326,8 @@ def _header_of(file: Any, size: int) -> tuple[dict[str, Any], int]:
 def _is_shallow(text: bytes) -> bool:
     """Whether nothing is nested deeper than in a header: parsers of JSON call themselves."""
     depth = 0
-    for bracket in _BRACKETS.finditer(_STRINGS.sub(b"", text)):
-        depth += 1 if bracket.group() in b"[{" else -1
+    for found in _BRACKETS.finditer(text):
+        depth += _DEPTH_OF.get(text[found.start()], 0)
         if depth > _DEPTH:
             return False
     return True

@@ -92,6 +92,7 @@ class Stream:
 
     __slots__ = (
         "__weakref__",
+        "_array",
         "_batch_size",
         "_call",
         "_kind",
@@ -133,11 +134,10 @@ class Stream:
 
         self._out_shape = *samples, of.hidden_size
         self._new_out = functools.partial(xp.empty, self._out_shape, of.dtype)
-        # Of steps that go the short way, which need no other check.
-        self._kind: Any = None
-        self._kind_of_out = x.__class__, x.dtype, self._out_shape
-        if self._turns[0].top is not None:
-            self._kind = x.__class__, x.dtype, x.shape
+        # Of steps that go the short way, which need no other check; None if none do.
+        self._array: Any = None if self._turns[0].top is None else x.__class__
+        self._kind = x.dtype, x.shape
+        self._kind_of_out = x.dtype, self._out_shape
         # Of one row, a short step reads all before it writes.
         self._shares_memory: Any = None if call.N == 1 else xp.shares_memory
 
@@ -226,17 +226,14 @@ class Stream:
             devices.
         """
         call, turn = self._call, self._turns[self._next]
-        try:
-            is_known = (x.__class__, x.dtype, x.shape) == self._kind
-        except AttributeError:  # no array: the check will say so
-            is_known = False
-        if is_known:
+        if x.__class__ is self._array and (x.dtype, x.shape) == self._kind:
             if attention is not None or call.takes_attention:
                 attention = call.inner_attention_of_step(attention, self._packed.params)
             if out is None:
                 out = self._new_out()
             elif (
-                (out.__class__, out.dtype, out.shape) != self._kind_of_out
+                out.__class__ is not self._array
+                or (out.dtype, out.shape) != self._kind_of_out
                 or not out.flags.carray
                 or (self._shares_memory and self._shares_memory(out, x))
                 or attention is not None
