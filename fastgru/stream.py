@@ -11,6 +11,8 @@ from .packed import Packed, operands_of, pack
 from .params import Params
 from .stack import States
 
+_KEPT_CALLS = 16  # of chunks, which are of few lengths
+
 
 class _Turn:
     """One of the two ways between two states: a push reads the one and writes the other.
@@ -95,6 +97,7 @@ class Stream:
         "_array",
         "_batch_size",
         "_call",
+        "_calls",
         "_kind",
         "_kind_of_out",
         "_layouts",
@@ -124,6 +127,7 @@ class Stream:
         samples = () if self._batch_size is None else (self._batch_size,)
         x = xp.zeros((*samples, of.input_size), of.dtype)  # any step will do
         self._call = call = call_for(prepare_step, operands, x, None, False, None)
+        self._calls: dict[Any, Call] = {}  # of chunks, by kind
         # Packed weights keep their layouts.
         self._layouts: Any = operands.layouts
         first, second = call.stack.zero_state(), call.stack.zero_state()
@@ -245,22 +249,38 @@ class Stream:
                 features = y
             turn.top(features, out[call.as_sequence], attention)
         else:
-            check_pushed(self._packed.params, x, self._batch_size)
+            call = self._call_for(x)
             if call.elsewhere and (device := call.elsewhere(self._operands, x=x)):
                 return run_on(device, self.push, x, attention=attention, out=out)
-            out = self._push_any(x, attention, out)
+            out = self._push_any(call, x, attention, out)
         self._next = 1 - self._next
         if call.may_overflow:
             call.warn_of_overflow(turn.writes)
         return out
 
-    def _push_any(self, x: Any, attention: Any, out: Any) -> Any:
+    def _call_for(self, x: Any) -> Call:
+        """The call for an x, which is checked when the first one of its kind comes."""
+        kind: Any = None
+        call: Call | None = None
+        try:
+            kind = x.__class__, x.dtype, x.shape
+            call = self._calls.get(kind)
+        except (AttributeError, TypeError):  # no array: the check will say so
+            pass
+        if call is None:
+            check_pushed(self._packed.params, x, self._batch_size)
+            prepare = prepare_step if x.ndim == len(self._out_shape) else prepare_sequence
+            call = call_for(prepare, self._operands, x, None, False, None)
+            if len(self._calls) >= _KEPT_CALLS:
+                self._calls.clear()
+            self._calls[kind] = call
+        return call
+
+    def _push_any(self, call: Call, x: Any, attention: Any, out: Any) -> Any:
         """A chunk, or a step that has no short way: outputs, and the new state where it belongs."""
         operands, params = self._operands, self._packed.params
         turn = self._turns[self._next]
         is_step = x.ndim == len(self._out_shape)
-        prepare = prepare_step if is_step else prepare_sequence
-        call = call_for(prepare, operands, x, None, False, None)
         if attention is not None or call.takes_attention:
             inner = call.inner_attention_of_step if is_step else call.inner_attention
             attention = inner(attention, params)
