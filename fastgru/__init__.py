@@ -10,10 +10,12 @@
 
 from .cell import check_cell, register_cell
 from .config import show_config
+from .files import load, load_metadata, save
 from .ops import Gradients, backward, forward, forward_train, step
 from .packed import Packed, pack
 from .params import Params, Weights, cells, init_params
 from .saved import Saved
+from .stream import Stream
 
 __version__ = "0.1.0"
 
@@ -22,6 +24,7 @@ __all__ = [
     "Packed",
     "Params",
     "Saved",
+    "Stream",
     "Weights",
     "__version__",
     "backward",
@@ -30,8 +33,11 @@ __all__ = [
     "forward",
     "forward_train",
     "init_params",
+    "load",
+    "load_metadata",
     "pack",
     "register_cell",
+    "save",
     "show_config",
     "step",
 ]

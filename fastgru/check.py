@@ -5,7 +5,9 @@ A check raises, or returns its argument as the type that the caller needs.
 
 import contextlib
 import operator
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,30 @@ def check_members(name: str, value: Any, of: str) -> tuple[Any, ...]:
         with contextlib.suppress(TypeError):
             return tuple(value)
     raise TypeError(f"{name}: expected a sequence of {of}, got {value!r}")
+
+
+def check_path(path: Any) -> Path:
+    """`path` as a path, if it is the name of a file."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: expected a str or an os.PathLike, got {path!r}")
+    return Path(path)
+
+
+def check_metadata(metadata: Any) -> dict[str, str]:
+    """`metadata` as a dict, if it maps text to text; an empty one for None."""
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata: expected a mapping of str to str, got {metadata!r}")
+    for key, value in metadata.items():
+        for what, text in ((f"key {key!r}", key), (f"metadata[{key!r}]", value)):
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"metadata: {what}: expected a str, got {text!r}; json.dumps makes one of it"
+                )
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(f"metadata: {what}: expected text, got half a character: {text!r}")
+    return dict(metadata)
 
 
 def cell_named(name: Any) -> Cell:

@@ -34,12 +34,78 @@ def check_sequence(params: Params, x: Any, time_major: Any) -> None:
 
 def check_one_step(params: Params, x_t: Any) -> None:
     """Refuse an x_t of `step` that does not fit, and params that cannot take steps."""
-    if params.bidirectional:
-        raise ValueError("params: expected one direction, got bidirectional params")
+    check_one_direction(params)
     _check_same_kind("x_t", x_t, params)
     if x_t.ndim not in (1, 2) or x_t.shape[-1] != params.input_size:
         I = params.input_size
         raise ValueError(f"x_t: expected shape (N, {I}) or ({I},), got {x_t.shape}")
+
+
+def check_one_direction(params: Params) -> None:
+    """Refuse params that read sequences from their ends, too."""
+    if params.bidirectional:
+        raise ValueError("params: expected one direction, got bidirectional params")
+
+
+def check_pushed(params: Params, x: Any, batch_size: int | None) -> None:
+    """Refuse an x that is neither a step nor a chunk of a stream with so many samples."""
+    _check_same_kind("x", x, params)
+    I = params.input_size
+    samples = () if batch_size is None else (batch_size,)
+    shape, step = tuple(x.shape), (*samples, I)
+    if shape != step and (len(shape) != len(step) + 1 or (*shape[:-2], shape[-1]) != step):
+        chunk = f"({batch_size}, T, {I})" if samples else f"(T, {I})"
+        raise ValueError(
+            f"x: expected shape {step} for a step or {chunk} for a chunk, as batch_size is "
+            f"{batch_size}, got {shape}; Stream(params, batch_size=N) takes N samples, "
+            "batch_size=None one sequence"
+        )
+
+
+def check_out(
+    params: Params, out: Any, shape: tuple[int, ...], read: Mapping[str, Any], xp: Any
+) -> None:
+    """Refuse an array that outputs of this shape cannot be written into while others are read."""
+    _check_same_kind("out", out, params)
+    check_shape("out", out, shape, "(that of the outputs)")
+    if not is_plain(out):
+        raise ValueError(
+            "out: expected a C-contiguous array that is aligned and writeable, got strides "
+            f"{out.strides} and flags\n{out.flags}\nnumpy.empty(shape, dtype) makes one"
+        )
+    for name, array in read.items():
+        if array is not None and xp.shares_memory(out, array):
+            raise ValueError(
+                f"out: expected memory apart from that of {name}, which is read while outputs are "
+                "written; got an array that shares memory with it: pass another one"
+            )
+
+
+def is_plain(array: Any) -> bool:
+    """Whether an array is C-contiguous, and can be written where that is not said of all."""
+    flags = array.flags
+    return bool(flags.carray if hasattr(flags, "carray") else flags.c_contiguous)  # NumPy, CuPy
+
+
+def check_rows(rows: Any, batch_size: int | None) -> list[int]:
+    """`rows` as a list, if they are numbers of samples of a stream."""
+    if batch_size is None:
+        raise ValueError(
+            f"rows: expected None for a stream of one sequence (batch_size=None), got {rows!r}"
+        )
+    kind = type(rows)
+    if kind in (np.ndarray, np.memmap) and rows.dtype == bool:
+        check_shape("rows", rows, (batch_size,), "(a mask of the samples)")
+        rows = np.flatnonzero(rows)
+    if kind in (np.ndarray, np.memmap):
+        rows = rows.tolist()
+    if not isinstance(rows, Sequence) or isinstance(rows, str | bytes | bytearray):
+        rows = [rows]
+    numbers = [whole_number("rows", row, "whole numbers, or a mask") for row in rows]
+    outside = [row for row in numbers if not 0 <= row < batch_size]
+    if outside:
+        raise ValueError(f"rows: expected numbers from 0 to {batch_size - 1}, got {outside[0]}")
+    return numbers
 
 
 def _check_same_kind(name: str, array: Any, params: Params) -> None:

@@ -5,6 +5,7 @@ a tuple of (layers * directions, N, H) arrays.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from .check_calls import check_batch
@@ -13,6 +14,7 @@ from .packed import Architecture, Layouts, Operands
 from .params import Params, Weights, arrays_of, params_like, weights_like
 
 States = tuple[Any, ...]  # an array for each member of the cell's state
+Steps = list[Callable[[Any, Any, Any], None]]  # what takes a step, for each layer
 
 
 def _sequence(make: Any, N: int, T: int, features: int, dtype: Any) -> Any:
@@ -139,6 +141,38 @@ class Stack:
             layouts[0][0], x, initial, 0, False, final[0], final, False, attention
         )
         return final
+
+    def forward_into(
+        self,
+        x: Any,
+        layouts: Layouts,
+        initial: States,
+        attention: Any,
+        y_out: Any,
+        final_out: States,
+    ) -> None:
+        """`forward` of one direction, whose results are written into these arrays."""
+        last = len(self.recurrences) - 1
+        for number, recurrence in enumerate(self.recurrences):
+            y = y_out if number == last else self._new_y()
+            recurrence.forward(
+                layouts[number][0], x, initial, number, False, y, final_out, False, attention
+            )
+            x = y
+
+    def steps_into(self, layouts: Layouts, initial: States, final_out: States) -> Steps | None:
+        """What takes one step of each layer, if the kernels have a short way that one thread runs.
+
+        Each takes x, y and the attention or None, as `Recurrence.bound` describes.
+        """
+        runs = []
+        for number, recurrence in enumerate(self.recurrences):
+            bind = getattr(recurrence, "bound", None)  # which a backend need not have
+            run = bind and bind(layouts[number][0], initial, number, final_out)
+            if run is None:
+                return None
+            runs.append(run)
+        return runs
 
     def forward_train(
         self, x: Any, layouts: Layouts, initial: States, attention: Any = None

@@ -32,6 +32,8 @@ ORDER = (
     "calls",
     "saved",
     "ops",
+    "stream",
+    "files",
     "config",
     "__init__",
     "demo",

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,43 @@ class Recurrence:
         if pace is not None:
             pace.record(schedule.workers, time.perf_counter() - start, self.pace_work())
         return values
+
+    def bound(
+        self, weights: Array, initial: tuple[Array, ...], layer: int, final_out: tuple[Array, ...]
+    ) -> Callable[[Array, Array, Array | None], None] | None:
+        """`forward` in time order with everything but the sequences given, for a stream's steps.
+
+        Parameters
+        ----------
+        weights, initial, layer, final_out
+            As for `forward`.
+
+        Returns
+        -------
+        callable or None
+            Takes x, y_out and step_input, or None for the latter. None if calls may run on several
+            threads: how they do is decided each time.
+        """
+        schedule = self._short_schedule
+        if schedule is None:
+            return None
+        if len(initial) == 1:
+            initial, final_out = initial + initial, final_out + final_out
+        run, nothing, no_step_input = self._short_forward, self._nothing, self._no_step_input
+        buffers, barrier, workers = schedule.forward_buffers, schedule.barrier(), schedule.workers
+        acquire, release = buffers.acquire, buffers.release
+
+        def forward(x: Array, y_out: Array, step_input: Array | None) -> None:
+            if step_input is None:
+                step_input = no_step_input
+            work = acquire()
+            run(
+                x, step_input, initial, layer, False, weights, y_out, final_out, nothing, False,
+                work, barrier, 0, workers,
+            )  # fmt: skip
+            release(work)
+
+        return forward
 
     def statistics(self, weights: Weights, x: Array, reverse: bool) -> Statistics | None:
         """Of the input parts, for cells that normalise them over a batch; else None.
