@@ -88,8 +88,8 @@ def as_they_are(x: Array, valid: NDArray[np.bool_], w: Weights) -> Array:
 def batch_norm(a: Array, valid: NDArray[np.bool_], w: Weights, eps: float = 1e-5) -> Array:
     """a (N, T, F), normalised over its valid steps (N, T), scaled and shifted; 0 elsewhere.
 
-    Ioffe & Szegedy 2015, arXiv 1502.03167. Statistics given in `w` (running_mean, running_var) count
-    where its entry ``"training"`` is False.
+    Ioffe & Szegedy 2015, arXiv 1502.03167. Statistics given in `w` (running_mean, running_var)
+    count where its entry ``"training"`` is False.
     """
     rows = a[valid]
     mean, centred = rows.mean(axis=0), rows - rows.mean(axis=0)

@@ -242,7 +242,7 @@ def attentive(x: Any, state: Any, w: Mapping[str, Any]) -> Any:
     return (h + w["attention"] * z * (n - h),)
 
 
-# --- a weight of each unit, in the place of a product; one bias for the gate and its parts ---------
+# --- a weight of each unit, in the place of a product; one bias for the gate and its parts --------
 
 
 def _diagonal_forward(a: Any, state: Any, values: Any) -> Any:
