@@ -13,6 +13,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .cells import (
     BIAS,
     HIDDEN,
@@ -319,12 +321,13 @@ def folded_weights(
         mean, variance = (array.astype("float64") for array in running)
     else:
         mean, variance, _ = statistics
-    factor = scale / (variance + norm.eps) ** 0.5
-    rest = -factor * mean if shift is None else shift - factor * mean
     kept = {w.name: weights[w.name] for w in cell.weights if w.name in weights}
     name = next(w.name for w in cell.weights if w.kind == INPUT)
-    kept[name] = (matrix * factor[:, None]).astype(matrix.dtype)
-    kept[FOLDED_SHIFT] = rest.astype(matrix.dtype)
+    with np.errstate(all="ignore"):  # what overflows does so silently, as in kernels
+        factor = scale / (variance + norm.eps) ** 0.5
+        rest = -factor * mean if shift is None else shift - factor * mean
+        kept[name] = (matrix * factor[:, None]).astype(matrix.dtype)
+        kept[FOLDED_SHIFT] = rest.astype(matrix.dtype)
     return kept
 
 
@@ -337,10 +340,12 @@ def running_statistics(
         raise ValueError(f"cell {cell.name!r}: expected one with batch norm")
     mean, variance, steps = statistics
     moved = {}
-    for kind, new in ((NORM_MEAN, mean), (NORM_VARIANCE, variance * (steps / max(1, steps - 1)))):
-        name = next(w.name for w in cell.weights if w.kind == kind)
-        running = weights[name]
-        if steps > 1:
-            running = ((1 - norm.momentum) * running + norm.momentum * new).astype(running.dtype)
-        moved[name] = running
+    with np.errstate(all="ignore"):
+        unbiased = variance * (steps / max(1, steps - 1))
+        for kind, new in ((NORM_MEAN, mean), (NORM_VARIANCE, unbiased)):
+            name = next(w.name for w in cell.weights if w.kind == kind)
+            running = weights[name]
+            if steps > 1:
+                running = (1 - norm.momentum) * running + norm.momentum * new
+            moved[name] = running.astype(weights[name].dtype, copy=False)
     return moved

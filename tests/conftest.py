@@ -14,6 +14,16 @@ REQUIRED = "FASTGRU_REQUIRE_CUDA_TESTS"
 # Set where CuPy must allocate each array by itself, for tools that look for overruns.
 PLAIN_MEMORY = "FASTGRU_TEST_PLAIN_MEMORY"
 
+# Files whose tests share what takes long to make. Where pytest-xdist runs several processes, one of
+# them runs all tests of such a file.
+TOGETHER = ("test_assembly", "test_cache", "test_demo", "test_packaging", "test_startup")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
 
 @pytest.fixture
 def cuda_tools() -> None:

@@ -38,13 +38,15 @@ import numpy as np  # noqa: E402
 from fastgru.kernels.cells import CELLS  # noqa: E402
 from fastgru.kernels.cpu import build, simd  # noqa: E402
 
+seen: set[Any] = set()
 found: dict[str, Any] = {"vectors": [simd.register_count(), simd.register_bits()]}
 for dtype in dtypes.split(","):
     for cell in filter(None, cells.split(",")):
         for name, make in build.kernel_makers(CELLS[cell], np.dtype(dtype)).items():
             dispatcher = make().dispatcher
-            if dispatcher.stats.cache_hits:  # the same code served another cell before
+            if dispatcher in seen:  # the same code serves another cell too
                 continue
+            seen.add(dispatcher)
             (signature,) = dispatcher.signatures
             found[f"{cell} {dtype} {name}"] = dispatcher.inspect_asm(signature)
 json.dump(found, sys.stdout)

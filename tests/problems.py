@@ -9,7 +9,7 @@ import reference
 import toys
 
 import fastgru
-from fastgru.kernels.cells import CELLS
+from fastgru.kernels.cells import CELLS, NORM_MEAN, NORM_VARIANCE
 
 TOY_CELLS = tuple(cell.name for cell in toys.TOYS)
 ALL_CELLS = tuple(CELLS)
@@ -17,6 +17,10 @@ SHIPPED_CELLS = tuple(name for name in ALL_CELLS if name not in TOY_CELLS)
 # Cells whose rows do not depend on each other in training either.
 ROW_CELLS = tuple(name for name in ALL_CELLS if CELLS[name].norm is None)
 DTYPES = ("float32", "float64")
+# At most that, of the sums of a row that tests normalise.
+ONE_OVER_DEVIATION = 8.0
+# In units of the last place, what the elementary functions may be off by.
+ELEMENTARY = 3.0
 
 each_cell = pytest.mark.parametrize("cell", ALL_CELLS)
 everywhere = pytest.mark.parametrize(
@@ -29,7 +33,7 @@ class Problem(NamedTuple):
 
     x: Any
     params: fastgru.Params
-    h0: tuple[Any, ...]
+    h0: tuple[Any, ...] | None
     lengths: Any
     dy: Any
     dh_n: tuple[Any, ...]
@@ -40,22 +44,69 @@ class Problem(NamedTuple):
         """The weights as the specification takes them."""
         return [[dict(w.items()) for w in layer] for layer in self.params.layers]
 
-    def astype(self, dtype: str) -> "Problem":
-        """The same problem in another precision."""
-        return Problem(
-            self.x.astype(dtype),
-            self.params.map(lambda w: w.astype(dtype)),
-            tuple(h.astype(dtype) for h in self.h0),
-            self.lengths,
-            self.dy.astype(dtype),
-            tuple(h.astype(dtype) for h in self.dh_n),
-            None if self.attention is None else self.attention.astype(dtype),
-        )
-
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of forward by keyword."""
         return {"lengths": self.lengths, "attention": self.attention}
+
+    @property
+    def state(self) -> Any:
+        """The initial state as the public functions take it."""
+        return None if self.h0 is None else as_state(self.h0)
+
+    def map(self, function: Callable[[Any], Any]) -> "Problem":
+        """The problem with a function applied to every array but lengths."""
+        return self._replace(
+            x=function(self.x),
+            params=self.params.map(function),
+            h0=None if self.h0 is None else tuple(map(function, self.h0)),
+            dy=function(self.dy),
+            dh_n=tuple(map(function, self.dh_n)),
+            attention=None if self.attention is None else function(self.attention),
+        )
+
+    def astype(self, dtype: str) -> "Problem":
+        """The same problem in another precision."""
+        return self.map(lambda a: a.astype(dtype))
+
+    def rows(self, rows: Any) -> "Problem":
+        """Some rows of the batch, in the order given."""
+        x, params, h0, lengths, dy, dh_n, attention = self
+        if lengths is not None:
+            lengths = np.asarray(lengths, np.intp)[rows]
+        return Problem(
+            x[rows], params, None if h0 is None else tuple(h[:, rows] for h in h0), lengths,
+            dy[rows], tuple(d[:, rows] for d in dh_n),
+            None if attention is None else attention[rows],
+        )  # fmt: skip
+
+    def steps(self, steps: slice) -> "Problem":
+        """Some steps, all of them valid."""
+        attention = None if self.attention is None else self.attention[:, steps]
+        return self._replace(
+            x=self.x[:, steps], lengths=None, dy=self.dy[:, steps], attention=attention
+        )
+
+    def forward(self, weights: Any = None) -> tuple[Any, Any]:
+        """`fastgru.forward` of this problem, with its params or with other weights."""
+        weights = self.params if weights is None else weights
+        return fastgru.forward(self.x, weights, self.state, **self.options)
+
+    def forward_train(self, weights: Any = None) -> tuple[Any, Any, fastgru.Saved]:
+        """`fastgru.forward_train` likewise."""
+        weights = self.params if weights is None else weights
+        return fastgru.forward_train(self.x, weights, self.state, **self.options)
+
+    def step(self, t: int, weights: Any = None, state: Any = None) -> tuple[Any, Any]:
+        """`fastgru.step` at one time, from the initial state or from another one."""
+        weights = self.params if weights is None else weights
+        state = self.state if state is None else state
+        attention = None if self.attention is None else self.attention[:, t]
+        return fastgru.step(self.x[:, t], weights, state, attention=attention)
+
+    def backward(self, saved: fastgru.Saved) -> fastgru.Gradients:
+        """`fastgru.backward` with the gradients of this problem."""
+        return fastgru.backward(saved, self.dy, as_state(self.dh_n))
 
 
 def as_state(members: tuple[Any, ...]) -> Any:
@@ -107,6 +158,17 @@ def draw(
     )
 
 
+def with_statistics(problem: Problem, seed: int = 1) -> Problem:
+    """A problem with other running statistics than the initial ones, where there are any."""
+    rng, kinds = np.random.default_rng(seed), (NORM_MEAN, NORM_VARIANCE)
+    names = {w.name for w in CELLS[problem.params.cell].weights if w.kind in kinds}
+    arrays = problem.params.to_dict()
+    for key, array in arrays.items():
+        if key.partition("_l")[0] in names:
+            arrays[key] = (0.5 + rng.random(array.shape)).astype(array.dtype)
+    return problem._replace(params=fastgru.Params.from_dict(arrays, cell=problem.params.cell))
+
+
 class Library(NamedTuple):
     """An array library whose arrays are computed on, reached from NumPy arrays and back."""
 
@@ -116,11 +178,7 @@ class Library(NamedTuple):
 
     def take(self, problem: Problem) -> Problem:
         """A problem in arrays of this library."""
-        to = self.asarray
-        h0, dh_n = (tuple(map(to, state)) for state in (problem.h0, problem.dh_n))
-        x, dy = to(problem.x), to(problem.dy)
-        attention = None if problem.attention is None else to(problem.attention)
-        return Problem(x, problem.params.map(to), h0, problem.lengths, dy, dh_n, attention)
+        return problem.map(self.asarray)
 
     def give(self, result: Any) -> Any:
         """Results in NumPy arrays: arrays, states, Gradients, Params."""
@@ -141,16 +199,15 @@ NUMPY = Library("numpy", np.asarray, np.asarray)
 def solve(problem: Problem, library: Library = NUMPY) -> tuple[Any, Any, fastgru.Gradients]:
     """y, h_n and gradients from the library, computed on arrays of some array library."""
     given = library.take(problem)
-    x, params, h0, _, dy, dh_n, _ = given
-    y, h_n, saved = fastgru.forward_train(x, params, as_state(h0), **given.options)
-    gradients = fastgru.backward(saved, dy, as_state(dh_n))
+    y, h_n, saved = given.forward_train()
+    gradients = given.backward(saved)
     return tuple(library.give(result) for result in (y, h_n, gradients))  # type: ignore[return-value]
 
 
-def specified(problem: Problem) -> tuple[Any, Any]:
+def specified(problem: Problem, training: bool = True) -> tuple[Any, Any]:
     """y and h_n from the specification."""
     x, params, h0, lengths, _, _, attention = problem
-    return reference.forward(x, problem.layers, params.cell, h0, lengths, attention)
+    return reference.forward(x, problem.layers, params.cell, h0, lengths, attention, training)
 
 
 def flatten(*results: Any) -> list[Any]:
@@ -178,6 +235,15 @@ def assert_same_bits(got: Any, want: Any) -> None:
         assert a.tobytes() == b.tobytes()
 
 
+def assert_own_memory(results: Any, *arguments: Any) -> None:
+    """Results can be written, and share no memory with arguments nor with each other."""
+    ours, theirs = flatten(results), flatten(arguments)
+    for number, array in enumerate(ours):
+        assert array.flags.writeable
+        for other in (*ours[:number], *theirs):
+            assert not np.shares_memory(array, other)
+
+
 def assert_close(got: Any, want: Any, tolerance: float) -> None:
     """Finite, of the same shape, and within `tolerance`, relative where more than 1 is wanted."""
     assert got.shape == want.shape
@@ -185,34 +251,48 @@ def assert_close(got: Any, want: Any, tolerance: float) -> None:
     assert (np.abs(got - want) <= tolerance * np.maximum(1, np.abs(want))).all()
 
 
+def rounding(problem: Problem, k: float) -> float:
+    """eps (k sqrt(I + H) + 3), for the widest layer: what a step's sums and functions may round.
+
+    Sums that are divided by their deviation round by as much more as that is less than 1.
+    """
+    params = problem.params
+    if any(phase.norm for phase in CELLS[params.cell].phases):
+        k *= ONE_OVER_DEVIATION
+    inputs = max(params.input_size, params.hidden_size * params.num_directions)
+    eps = float(np.finfo(params.dtype).eps)
+    return eps * (k * float(np.sqrt(inputs + params.hidden_size)) + ELEMENTARY)
+
+
 def by_row(problem: Problem) -> tuple[Any, ...]:
-    """y, h_n, dx, dh0: all results that belong to one row of the batch."""
+    """y, h_n, dx, dh0, dattention: all results that belong to one row of the batch.
+
+    Of a cell whose rows depend on each other in training, those of forward: y and h_n.
+    """
+    if problem.params.cell not in ROW_CELLS:
+        y, h_n = problem.forward()
+        return y, as_members(h_n), None, None, None
     y, h_n, gradients = solve(problem)
-    return y, as_members(h_n), gradients.x, as_members(gradients.h0)
+    return y, as_members(h_n), gradients.x, as_members(gradients.h0), gradients.attention
 
 
 def take(results: tuple[Any, ...], rows: Any) -> tuple[Any, ...]:
     """Some rows of what `by_row` gives."""
-    y, h_n, dx, dh0 = results
-    return y[rows], tuple(h[:, rows] for h in h_n), dx[rows], tuple(d[:, rows] for d in dh0)
+
+    def part(result: Any) -> Any:
+        if isinstance(result, tuple):
+            return tuple(member[:, rows] for member in result)
+        return None if result is None else result[rows]
+
+    return tuple(map(part, results))
 
 
 def join(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     """What `by_row` gives, put together from disjoint rows."""
-    y, h_n, dx, dh0 = zip(*parts, strict=True)
 
-    def joined(states: Any) -> tuple[Any, ...]:
-        return tuple(np.concatenate(members, axis=1) for members in zip(*states, strict=True))
+    def joined(results: Any) -> Any:
+        if isinstance(results[0], tuple):
+            return tuple(np.concatenate(m, axis=1) for m in zip(*results, strict=True))
+        return None if results[0] is None else np.concatenate(results)
 
-    return np.concatenate(y), joined(h_n), np.concatenate(dx), joined(dh0)
-
-
-def rows_of(problem: Problem, rows: Any) -> Problem:
-    """A problem with some rows of the batch, in the order given."""
-    x, params, h0, lengths, dy, dh_n, attention = problem
-    if lengths is not None:
-        lengths = np.asarray(lengths, np.intp)[rows]
-    return Problem(
-        x[rows], params, tuple(h[:, rows] for h in h0), lengths,
-        dy[rows], tuple(d[:, rows] for d in dh_n), None if attention is None else attention[rows],
-    )  # fmt: skip
+    return tuple(map(joined, zip(*parts, strict=True)))

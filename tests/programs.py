@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 # Large enough for the parallel kernels, see `fastgru.kernels.cpu.threads`: the first batch is split
@@ -13,6 +14,7 @@ PROBLEM = """
 import numpy as np
 import fastgru
 from fastgru.kernels.cpu import layer, threads
+from tuned import tune
 
 ways = []
 split = layer.split
@@ -23,7 +25,7 @@ def remember(*sizes):
 
 layer.split = remember
 # Neither a busy machine nor a trial must keep these calls from their threads.
-threads._SHORTEST_PAUSE = threads._LONGEST_PAUSE = threads._TRIAL_CALL = 0
+tune(threads, SHORTEST_PAUSE=0, LONGEST_PAUSE=0, TRIAL_CALL=0)
 rng = np.random.default_rng(0)
 
 def draw(N, T, I, H):
@@ -46,7 +48,10 @@ def everything():
 
 
 def python(program: str, **environment: Any) -> str:
-    """Output of a program, which must not fail nor warn."""
+    """Output of a program, which must not fail nor warn; it may import modules of the tests."""
+    others = environment.get("PYTHONPATH", os.environ.get("PYTHONPATH"))
+    paths = [str(Path(__file__).parent), *([others] if others else [])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     result = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program],
         env=os.environ | environment,

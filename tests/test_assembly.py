@@ -40,72 +40,55 @@ TARGETS = {
         32,
     ),
 }
-PRODUCTS = [f"product {gates} {dtype}" for gates in (1, 2, 3, 4) for dtype in ("f4", "f8")]
-KERNELS = [
-    *(f"{loop} {cell}" for cell in ("gru", "lstm") for loop in ("forward", "backward")),
-    "gradient of x",
-    *(f"weights of {operand}, vectors {vectors}" for operand in "xh" for vectors in (3, 4)),
-    *("backward pass, states 1", "backward pass, states 2", "packing"),
+PRODUCTS = [f"product, {gates} gates {dtype}" for gates in (1, 2, 3, 4) for dtype in ("f4", "f8")]
+CELLS = ("gru", "gru_reset_before", "lstm")
+PASSES = ("forward", "backward")
+EQUATIONS = [
+    f"{cell} {phase} {of} f4"
+    for cell in CELLS
+    for phase in ((0, 1) if cell == "gru_reset_before" else (0,))
+    for of in PASSES
 ]
+GENERIC = [
+    *("packing f4", "forward f4", "backward f4", "gradient of x f4", "gradient of weights f4"),
+    *("backward pass f4", "statistics f4", "input norm, backward f4"),
+]
+KERNELS = [*EQUATIONS, *GENERIC]
 
-# Prints, by name, the tiles (rows, weights) that the code consists of, and the code. The products
-# stand alone with all distances unknown; the kernels are those that calls run.
+# Prints, by name, the assembly of kernels, which are those that calls run, and the tiles (rows,
+# weights) of products.
 PROGRAM = """
 import json
-import numba, numpy as np
-from numba import types
-from fastgru.kernels.cells import CELLS, HIDDEN
+import numpy as np
+from fastgru.kernels.cells import CELLS
 from fastgru.kernels.cpu import build
-from fastgru.kernels.cpu.gradients import group_vectors
-from fastgru.kernels.layout import phase_plans
-from fastgru.kernels.cpu.product import product, tile_shapes
+from fastgru.kernels.cpu.product import tile_shapes
 
-found = {}
+code, tiles = {}, {}
 
-def add(name, dispatcher, tiles):
-    (signature,) = dispatcher.signatures
-    found[name] = tiles, dispatcher.inspect_asm(signature)
-
-def tiles(gates):
-    return [(rows, panels * gates) for rows, counts in tile_shapes(gates) for panels in counts]
-
-def compile_product(gates, dtype):
-    def alone(
-        C, c, c_row, c_gate, S, s, s_row, s_gate, A, a, a_row, a_block, a_k, B, b, b_panel,
-        b_k, b_after, N, n, n_tile, n_round, blocks, K, rows, panels,
-    ):
-        product(
-            C, c, c_row, c_gate, S, s, s_row, s_gate, A, a, a_row, a_block, a_k, B, b, b_panel,
-            b_k, b_after, (N, n, n_tile, n_round), blocks, K, rows, panels, gates,
-        )
-    flat, index = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C"), types.intp
-    kinds = (flat, *[index] * 3, flat, *[index] * 3, flat, *[index] * 4, flat, *[index] * 4)
-    kinds += (flat, *[index] * 7)
-    dispatcher = numba.njit(nogil=True)(alone)
-    dispatcher.compile(types.void(*kinds))
-    add(f"product {gates} {dtype}", dispatcher, tiles(gates))
+def add(name, kernel):
+    (signature,) = kernel.dispatcher.signatures
+    code[name] = kernel.dispatcher.inspect_asm(signature)
 
 for gates in (1, 2, 3, 4):
-    for dtype in ("f4", "f8"):
-        compile_product(gates, dtype)
-single = np.dtype("float32")
-for name in ("gru", "lstm"):
-    cell = CELLS[name]
-    parts = [gates for p in phase_plans(cell) for gates in (p.inputs, p.recurrents) if gates]
-    kernel = build.forward_kernel(cell, single)
-    add(f"forward {name}", kernel.dispatcher, [tile for gates in parts for tile in tiles(gates)])
-    add(f"backward {name}", build.backward_kernel(cell, single).dispatcher, tiles(1))
-add("gradient of x", build.input_gradient_kernel(single).dispatcher, tiles(1))
-for name, operand in (("x", None), ("h", HIDDEN)):
-    for vectors in sorted(set(map(group_vectors, range(1, 5)))):
-        kernel = build.weight_gradient_kernel(operand, 0, vectors, single)
-        one_panel = [(rows, vectors) for rows, _ in tile_shapes(vectors)]
-        add(f"weights of {name}, vectors {vectors}", kernel.dispatcher, one_panel)
-for states in (1, 2):
-    kernel = build.backpropagation_kernel(states, single, False)
-    add(f"backward pass, states {states}", kernel.dispatcher, [])
-add("packing", build.packing_kernel(single).dispatcher, [])
-print(json.dumps(found))
+    shapes = tile_shapes(gates)
+    for kind in ("f4", "f8"):
+        name = f"product, {gates} gates {kind}"
+        tiles[name] = [(rows, panels * gates) for rows, counts in shapes for panels in counts]
+        add(name, build.product_kernel(gates, np.dtype(kind)))
+single = np.dtype("f4")
+for cell in ("gru", "gru_reset_before", "lstm"):
+    for phase in range(len(CELLS[cell].phases)):
+        add(f"{cell} {phase} forward f4", build.forward_equations(CELLS[cell], phase, single))
+        add(f"{cell} {phase} backward f4", build.backward_equations(CELLS[cell], phase, single))
+generic = build.kernel_makers(CELLS["gru"], single)
+for name in (
+    "packing", "forward", "backward", "gradient of x", "gradient of weights", "backward pass",
+):
+    add(f"{name} f4", generic[name]())
+add("statistics f4", build.statistics_kernel(single))
+add("input norm, backward f4", build.input_norm_kernel(single))
+print(json.dumps([code, tiles]))
 """
 
 
@@ -188,17 +171,20 @@ def compiled(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert list(found) == PRODUCTS + KERNELS
+    code, tiles = json.loads(done.stdout)
+    assert list(code) == PRODUCTS + KERNELS
     return {
-        name: Code(target, {tuple(tile) for tile in tiles}, product_loops(assembly), assembly)
-        for name, (tiles, assembly) in found.items()
+        name: Code(target, set(map(tuple, tiles.get(name, ()))), product_loops(text), text)
+        for name, text in code.items()
     }
 
 
 @pytest.mark.parametrize("name", PRODUCTS + KERNELS)
 def test_every_tile_is_a_loop(compiled: dict[str, Code], name: str) -> None:
-    """Of the multiply-adds that it needs: none was unrolled, split or left out."""
+    """Of the multiply-adds that it needs: none was unrolled, split or left out.
+
+    Kernels that are no products have none, as they call products by their addresses.
+    """
     code = compiled[name]
     assert {(loop.rows, loop.weights) for loop in code.loops} == code.tiles
     for loop in code.loops:
@@ -215,7 +201,7 @@ def test_the_largest_tile_fills_three_quarters_of_the_registers(
     assert max(rows * weights for rows, weights in code.tiles) == code.target.registers * 3 // 4
 
 
-@pytest.mark.parametrize("name", PRODUCTS + KERNELS)
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_sums_stay_in_registers(compiled: dict[str, Code], name: str) -> None:
     """A sum that has no register of its own is stored in each round."""
     spilled = [
@@ -226,13 +212,13 @@ def test_sums_stay_in_registers(compiled: dict[str, Code], name: str) -> None:
     assert not spilled, "\n\n".join(spilled)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", PRODUCTS + KERNELS)
 def test_no_references_are_counted(compiled: dict[str, Code], name: str) -> None:
     """Numba's counters are atomic, and were counted up and down for each row and each array."""
     assert "NRT" not in compiled[name].assembly
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_addresses_stay_in_registers(compiled: dict[str, Code], name: str) -> None:
     """All but one, which some compilers read from the stack once for 24 multiply-adds."""
     reloading = [
@@ -241,3 +227,24 @@ def test_addresses_stay_in_registers(compiled: dict[str, Code], name: str) -> No
         if sum("%rsp" in line and "mm" not in line for line in loop.lines) > 1
     ]
     assert not reloading, "\n\n".join(reloading)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_equations_are_one_loop_of_the_widest_vectors(compiled: dict[str, Code], name: str) -> None:
+    """All functions are inlined in it, and nothing is computed for one unit alone."""
+    code = compiled[name]
+    (lines,) = innermost_loops(code.assembly)
+    assert not [line for line in lines if line.startswith("call")]
+    arithmetic = [line for line in lines if re.match(r"v(mul|div|add|sub|fn?m(add|sub))", line)]
+    assert len(arithmetic) > 8
+    for line in arithmetic:
+        assert re.match(r"v\w+ps\s", line), line
+        assert set(re.findall(r"%([xyz])mm", line)) == {code.target.register}, line
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_values_of_equations_stay_in_registers(compiled: dict[str, Code], name: str) -> None:
+    """Forward, with constants, there can be a few more than registers; then a few are stored."""
+    (lines,) = innermost_loops(compiled[name].assembly)
+    stored = [line for line in lines if is_store(line) and re.search(r"%r[sb]p", line)]
+    assert len(stored) <= (len(lines) // 25 if "forward" in name else 0), "\n".join(lines)

@@ -513,8 +513,6 @@ for name in ["peephole", "items"]:  # the second is a method's name
 
 for name in NAMED:
     message = f"^{name}: missing .*'gru'"
-    if name == "bias_ih_l0":  # without it the other bias is the odd one out
-        message = r"^bias_hh_l0: expected only weight_ih, weight_hh \("
     others = {key: array for key, array in NAMED.items() if key != name}
     add(f"from_dict: no {name}", ValueError, message, Params.from_dict, others)
     absent = {name.removesuffix("_l0"): None}

@@ -10,7 +10,7 @@ from problems import DTYPES
 
 from fastgru.kernels import primitives
 from fastgru.kernels.cpu import build
-from fastgru.kernels.cpu.simd import load_group, store_group
+from fastgru.kernels.cpu.simd import load_vectors, store_vectors
 
 # The bounds that the library promises, in ulp.
 ULP = {"exp": 1.5, "sigmoid": 3.0, "tanh": 3.0}
@@ -38,8 +38,8 @@ def vectorised(name: str, dtype: str) -> Callable[[Any, Any], None]:
     @numba.njit
     def apply(x, out):  # type: ignore[no-untyped-def]
         for i in range(0, len(x), lanes):
-            (value,) = load_group(x, i, 0, 1)
-            store_group(out, i, 0, (function(value),))
+            (value,) = load_vectors(x, i, 0, 1)
+            store_vectors(out, i, 0, (function(value),))
 
     return apply
 

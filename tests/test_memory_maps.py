@@ -11,7 +11,6 @@ import pytest
 from problems import (
     Library,
     Problem,
-    as_state,
     assert_same_bits,
     draw,
     each_cell,
@@ -38,12 +37,8 @@ def mapped(array: Any, folder: Path, mode: str) -> Any:
 def all_mapped(problem: Problem, folder: Path, mode: str) -> Problem:
     """A problem whose arrays are all mapped from files."""
 
-    def of(array: Any) -> Any:
-        return mapped(array, folder, mode)
-
-    h0, dh_n = (tuple(map(of, state)) for state in (problem.h0, problem.dh_n))
-    lengths = of(np.array(problem.lengths))
-    return Problem(of(problem.x), problem.params.map(of), h0, lengths, of(problem.dy), dh_n)
+    lengths = mapped(np.array(problem.lengths), folder, mode)
+    return problem.map(lambda array: mapped(array, folder, mode))._replace(lengths=lengths)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -58,16 +53,14 @@ def test_memory_maps_are_taken_everywhere(cell: str, dtype: str, mode: str, tmp_
     assert {type(array) for array in flatten(got)} == {np.ndarray}
     packed = fastgru.pack(maps.params)
     assert {type(array) for array in flatten(packed.params)} == {np.ndarray}
-    forward = fastgru.forward(maps.x, packed, as_state(maps.h0), lengths=maps.lengths)
-    assert_same_bits(forward, want[:2])
+    assert_same_bits(maps.forward(packed), problem.forward())
     again = fastgru.Params.from_dict(maps.params.to_dict(), cell=cell)
     assert_same_bits(again.map(np.array), problem.params)
     assert fastgru.init_params(2, 3, cell=cell, like=maps.x).library == "numpy"
 
     one = draw(cell, dtype=dtype, lengths=[1, 1, 1])
     maps = all_mapped(one, tmp_path, mode)
-    got = fastgru.step(maps.x[:, 0], maps.params, as_state(maps.h0))
-    assert_same_bits(got, fastgru.step(one.x[:, 0], one.params, as_state(one.h0)))
+    assert_same_bits(maps.step(0), one.step(0))
 
 
 def test_other_subclasses_stay_refused() -> None:
@@ -94,11 +87,11 @@ COPIES = {
 @each_cell
 def test_saved_survives_a_pickle(cell: str, lengths: Any, way: str) -> None:
     problem = draw(cell, L=2, D=2, lengths=lengths)
-    x, params, h0, lengths, dy, dh_n = problem
-    _, _, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
-    want = fastgru.backward(saved, dy, as_state(dh_n))
+    _, _, saved = problem.forward_train()
+    want = problem.backward(saved)
     restored = COPIES[way](saved)
-    assert_same_bits(fastgru.backward(restored, dy, as_state(dh_n)), want)
+    assert_same_bits(problem.backward(restored), want)
+    assert_same_bits(restored.params, saved.params)
     assert repr(restored) == repr(saved)
 
 
@@ -130,9 +123,8 @@ def test_saved_of_other_libraries_says_why_not(simulated: Library) -> None:
 
 def of_process(problem: Problem) -> Any:
     """What a process computes: everything that goes between processes."""
-    x, params, h0, lengths, dy, dh_n = problem
-    _, _, saved = fastgru.forward_train(x, params, as_state(h0), lengths=lengths)
-    return fastgru.pack(params), saved, fastgru.backward(saved, dy, as_state(dh_n))
+    _, _, saved = problem.forward_train()
+    return fastgru.pack(problem.params), saved, problem.backward(saved)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -141,12 +133,10 @@ def test_what_other_processes_make_is_used_here(cell: str) -> None:
     problem = draw(cell, L=2, D=2, lengths=[2, 0, 4])
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         packed, saved, gradients = pool.apply(of_process, (problem,))
-    x, params, h0, lengths, dy, dh_n = problem
     want = of_process(problem)[2]
     assert_same_bits(gradients, want)
-    assert_same_bits(fastgru.backward(saved, dy, as_state(dh_n)), want)
-    got = fastgru.forward(x, packed, as_state(h0), lengths=lengths)
-    assert_same_bits(got, fastgru.forward(x, params, as_state(h0), lengths=lengths))
+    assert_same_bits(problem.backward(saved), want)
+    assert_same_bits(problem.forward(packed), problem.forward())
 
 
 def test_joblib_maps_what_it_sends() -> None:

@@ -117,7 +117,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     metadata = wheel.name.rsplit("-", 3)[0] + ".dist-info"
     assert {name.split("/")[0] for name in names} == {"fastgru", metadata}
     assert f"{metadata}/licenses/LICENSE" in names
-    assert {"fastgru/py.typed", "fastgru/data/co2.csv", "fastgru/kernels/cells.py"} <= {*names}
+    assert {"fastgru/py.typed", "fastgru/data/co2.csv", "fastgru/kernels/cells/gru.py"} <= {*names}
     assert [name for name in names if name.endswith(".py")] == sorted(
         name for name, _ in modules(ROOT)
     ), "a package is missing from pyproject.toml"

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import ALL_CELLS, DTYPES, as_state, assert_same_bits, draw, flatten, solve
+from problems import ALL_CELLS, DTYPES, assert_same_bits, draw, flatten, solve
 
 import fastgru
-from fastgru.kernels.cells import CELLS
+from fastgru.kernels.cells import CELLS, initial
 
 each_cell = pytest.mark.parametrize("cell", ALL_CELLS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -116,6 +116,21 @@ def test_fields_come_from_the_table_and_what_a_cell_lacks_is_none(cell: str, bia
                 assert getattr(weights, name) is None
             with pytest.raises(AttributeError):
                 _ = weights.weight_xy
+
+
+def test_number_of_trainable_parameters() -> None:
+    """Running statistics are none."""
+    options = {"num_layers": 2, "bidirectional": True}
+    for cell, gates in GATES.items():
+        params = fastgru.init_params(3, 5, cell=cell, **options)  # type: ignore[arg-type]
+        assert params.num_parameters == 2 * 5 * gates * ((3 + 5 + 2) + (10 + 5 + 2))
+        bare = fastgru.init_params(3, 5, cell=cell, bias=False)
+        assert bare.num_parameters == 5 * gates * (3 + 5)
+    params = fastgru.init_params(3, 5, cell="toy_batch_norm", **options)  # type: ignore[arg-type]
+    assert params.num_parameters == 2 * 10 * ((3 + 5 + 1 + 2) + (10 + 5 + 1 + 2))
+    assert sum(a.size for a in flatten(params)) == params.num_parameters + 4 * 2 * 10
+    params = fastgru.init_params(3, 5, cell="toy_unit_weight")
+    assert params.num_parameters == 10 * (3 + 1 + 1)
 
 
 # --- to_dict, from_dict ---------------------------------------------------------------------------
@@ -271,8 +286,7 @@ def test_copies_and_pickles_of_packed_params(cell: str, way: str) -> None:
     problem = draw(cell, L=2, D=2)
     packed = COPIES[way](fastgru.pack(problem.params))
     assert isinstance(packed, fastgru.Packed)
-    want = fastgru.forward(problem.x, problem.params, as_state(problem.h0))
-    assert_same_bits(fastgru.forward(problem.x, packed, as_state(problem.h0)), want)
+    assert_same_bits(problem.forward(packed), problem.forward())
 
 
 def test_packed_and_saved_show_their_params_alone() -> None:
@@ -286,12 +300,20 @@ def test_packed_and_saved_show_their_params_alone() -> None:
 # --- init_params ----------------------------------------------------------------------------------
 
 
+def drawn(params: fastgru.Params) -> list[Any]:
+    """The arrays that are not all ones or zeros at first, as the cell's table says."""
+    weights = CELLS[params.cell].weights
+    names = {weight.name for weight in weights if weight.initial is initial.uniform}
+    assert names
+    return [a for key, a in params.to_dict().items() if key.partition("_l")[0] in names]
+
+
 @each_dtype
 @each_cell
 def test_initial_weights_are_uniform_within_the_limit(cell: str, dtype: str) -> None:
     params = fastgru.init_params(30, 64, cell=cell, dtype=dtype, num_layers=2, rng=0)
     limit = np.dtype(dtype).type(64**-0.5)
-    for array in flatten(params):
+    for array in drawn(params):
         assert array.dtype == dtype
         assert (np.abs(array) <= limit).all()
         assert len(np.unique(array)) > 0.99 * array.size  # drawn one by one
@@ -306,8 +328,16 @@ def test_initial_weights_are_uniform_within_the_limit(cell: str, dtype: str) -> 
 @each_cell
 def test_initial_weights_are_drawn_anew_for_every_array(cell: str) -> None:
     params = fastgru.init_params(6, 6, cell=cell, num_layers=2, bidirectional=True, rng=0)
-    drawn = np.concatenate([a.ravel() for a in flatten(params)])
-    assert len(np.unique(drawn)) > 0.99 * drawn.size
+    numbers = np.concatenate([a.ravel() for a in drawn(params)])
+    assert len(np.unique(numbers)) > 0.99 * numbers.size
+
+
+def test_initial_weights_of_other_distributions() -> None:
+    """What scales begins at 1."""
+    params = fastgru.init_params(6, 5, cell="toy_batch_norm", num_layers=2, dtype="float64")
+    for layer in params.layers:
+        for name in ("norm_weight", "running_var"):
+            assert_same_bits(getattr(layer[0], name), np.ones(10))
 
 
 def test_rng_is_a_seed_or_a_generator_and_reproducible() -> None:
@@ -364,13 +394,12 @@ def test_cells_are_those_of_the_table() -> None:
 @each_cell
 def test_plain_params_changed_in_place_are_seen_by_the_next_call(cell: str) -> None:
     problem = draw(cell, L=2)
-    x, params, h0, *_ = problem
-    changed = params.map(lambda w: 2 * w)
-    before = fastgru.step(x[:, 0], params, as_state(h0))
-    want = solve(problem._replace(params=changed)), fastgru.step(x[:, 0], changed, as_state(h0))
-    for array in flatten(params):
+    changed = problem.params.map(lambda w: 2 * w)
+    before = problem.step(0)
+    want = solve(problem._replace(params=changed)), problem.step(0, changed)
+    for array in flatten(problem.params):
         array *= 2
-    assert_same_bits((solve(problem), fastgru.step(x[:, 0], params, as_state(h0))), want)
+    assert_same_bits((solve(problem), problem.step(0)), want)
     assert (before[0] != want[1][0]).any()
 
 
@@ -378,21 +407,21 @@ def test_plain_params_changed_in_place_are_seen_by_the_next_call(cell: str) -> N
 @each_cell
 def test_packed_params_are_a_snapshot_accepted_wherever_params_are(cell: str, dtype: str) -> None:
     problem = draw(cell, L=2, dtype=dtype)
-    x, params, h0, _, dy, dh_n = problem
+    params = problem.params
 
     def results(weights: Any) -> tuple[Any, ...]:
-        y, h_n, saved = fastgru.forward_train(x, weights, as_state(h0))
+        y, h_n, saved = problem.forward_train(weights)
         return (
-            *(y, h_n, fastgru.backward(saved, dy, as_state(dh_n))),
-            fastgru.forward(x, weights, as_state(h0)),
-            fastgru.step(x[:, 0], weights, as_state(h0)),
+            *(y, h_n, problem.backward(saved)),
+            problem.forward(weights),
+            problem.step(0, weights),
         )
 
     want, packed = results(params), fastgru.pack(params)
-    _, _, saved = fastgru.forward_train(x, packed, as_state(h0))
+    _, _, saved = problem.forward_train(packed)
     assert_same_bits(results(packed), want)
     for array in flatten(params):
         array[...] = np.nan
     assert_same_bits(results(packed), want)
     assert_same_bits(results(fastgru.pack(packed)), want)
-    assert_same_bits(fastgru.backward(saved, dy, as_state(dh_n)), want[2])
+    assert_same_bits(problem.backward(saved), want[2])

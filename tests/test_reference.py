@@ -7,6 +7,7 @@ import oracle
 import pytest
 import reference
 from numpy.typing import NDArray
+from problems import TOY_CELLS, Problem, draw
 
 Array = NDArray[Any]
 
@@ -198,8 +199,15 @@ def test_arguments_are_kept(cell: str, rng: np.random.Generator) -> None:
 
 
 def differences(
-    x: Array, layers: Any, cell: str, h0: tuple[Array, ...], lengths: Any, dy: Array, dh_n: Any
-) -> tuple[Array, tuple[Array, ...], Any]:
+    x: Array,
+    layers: Any,
+    cell: str,
+    h0: tuple[Array, ...],
+    lengths: Any,
+    dy: Array,
+    dh_n: Any,
+    attention: Any = None,
+) -> tuple[Array, tuple[Array, ...], Any, Any]:
     """As reference.gradients, by central differences."""
     width = EPS64 ** (1 / 3)
 
@@ -209,18 +217,21 @@ def differences(
             here = a[i]
             for sign in (1, -1):
                 a[i] = here + sign * width
-                y, h_n = reference.forward(x, layers, cell, h0, lengths)
+                y, h_n = reference.forward(x, layers, cell, h0, lengths, attention)
                 gradient[i] += sign * reference.loss(y, h_n, dy, dh_n) / (2 * width)
             a[i] = here
         return gradient
 
     dlayers = [[{k: by(a) for k, a in w.items()} for w in layer] for layer in layers]
-    return by(x), tuple(by(a) for a in h0), dlayers
+    dattention = None if attention is None else by(attention)
+    return by(x), tuple(by(a) for a in h0), dlayers, dattention
 
 
 def leaves(gradients: Any) -> list[Array]:
-    dx, dh0, dlayers = gradients
-    return [dx, *dh0, *(a for layer in dlayers for w in layer for a in w.values() if a is not None)]
+    """By x, h0, layers and attention, where it is given."""
+    dx, dh0, dlayers, *dattention = gradients
+    weights = [a for layer in dlayers for w in layer for a in w.values()]
+    return [a for a in [dx, *dh0, *weights, *dattention] if a is not None]
 
 
 def problem(rng: np.random.Generator, cell: str) -> dict[str, Any]:
@@ -243,11 +254,35 @@ def test_gradients_against_differences(cell: str, rng: np.random.Generator) -> N
     )
 
 
+@pytest.mark.parametrize("name", TOY_CELLS)
+def test_gradients_of_other_forms_against_differences(name: str) -> None:
+    """Through normalisers, numbers of steps and weights of units."""
+    p = problem_of(draw(name, (3, 3, 2, 3), L=2, D=2, lengths=[3, 0, 2]))
+    # Batch norm of five steps has large third derivatives, by which differences are off.
+    assert_within(
+        leaves(reference.gradients(**p)), leaves(differences(**p)), 1e4 * EPS64 ** (2 / 3)
+    )
+
+
+def problem_of(drawn: Problem) -> dict[str, Any]:
+    x, params, h0, lengths, dy, dh_n, attention = drawn
+    return {
+        "x": x,
+        "layers": drawn.layers,
+        "cell": params.cell,
+        "h0": h0,
+        "lengths": lengths,
+        "dy": dy,
+        "dh_n": dh_n,
+        "attention": attention,
+    }
+
+
 def test_directional_is_the_gradient_along_the_direction(
     cell: str, rng: np.random.Generator
 ) -> None:
     p = problem(rng, cell)
-    along = (
+    along: Any = (
         uniform(rng, *p["x"].shape),
         draw_state(rng, cell, *p["h0"][0].shape),
         draw_layers(rng, cell, (2, 3), L=2, D=2),
@@ -271,10 +306,10 @@ def test_gradients_mirror_what_is_absent(cell: str, rng: np.random.Generator) ->
     ):
         np.testing.assert_array_equal(a, b)
 
-    _, _, dlayers = reference.gradients(**(p | {"layers": without_biases(p["layers"])}))
+    _, _, dlayers, _ = reference.gradients(**(p | {"layers": without_biases(p["layers"])}))
     assert all(w["bias_ih"] is None and w["bias_hh"] is None for layer in dlayers for w in layer)
     bare = [[{k: w[k] for k in ("weight_ih", "weight_hh")} for w in layer] for layer in p["layers"]]
-    _, _, dlayers = reference.gradients(**(p | {"layers": bare}))
+    _, _, dlayers, _ = reference.gradients(**(p | {"layers": bare}))
     assert all(set(w) == {"weight_ih", "weight_hh"} for layer in dlayers for w in layer)
 
     # Of dy and the members of dh_n, each alone adds its part.

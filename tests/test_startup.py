@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 from typing import NamedTuple
 
 import pytest
@@ -39,11 +40,12 @@ def watch(name, arguments):
 sys.addaudithook(watch)
 import fastgru
 
-for stage in sys.argv[1:]:
+cell, *names = sys.argv[1:]
+for stage in names:
     opened.clear()
     with event.install_recorder("numba:run_pass") as recorder:
         if stage == "import":
-            params = fastgru.init_params(2, 3)
+            params = fastgru.init_params(2, 3, cell=cell)
             x = np.ones((2, 4, 2), "float32")
         elif stage == "forward":
             fastgru.forward(x, params)
@@ -77,9 +79,9 @@ def python(script: str, *arguments: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def stages(cache: Path, *names: str) -> list[Stage]:
+def stages(cache: Path, *names: str, cell: str = "gru") -> list[Stage]:
     """What these stages of one process did."""
-    lines = python(CALLS, "import", *names, NUMBA_CACHE_DIR=str(cache))
+    lines = python(CALLS, cell, "import", *names, NUMBA_CACHE_DIR=str(cache))
     nothing, *done = [Stage(*json.loads(line)) for line in lines]
     assert nothing == Stage([], 0)
     return done
@@ -120,12 +122,12 @@ def test_the_import_loads_this_package_alone() -> None:
     assert not {"fastgru.kernels.cpu", "fastgru.demo", "fastgru.__main__"} & set(loaded)
 
 
-def test_forward_loads_two_kernels_and_compiles_none(
+def test_forward_loads_four_kernels_and_compiles_none(
     cache: Path, of_forward: list[str], of_training: list[str]
 ) -> None:
-    """One packs the weights, one runs the loop; those of backward, also on disk, stay there."""
-    assert len(of_forward) == 2
-    assert len(of_training) > 2
+    """What packs, the loop, the product, the cell's equations; those of backward stay on disk."""
+    assert len(of_forward) == 4
+    assert len(of_training) > 4
     first, second = stages(cache, "forward", "forward")
     assert first == Stage(of_forward, 0)
     assert second == Stage([], 0)
@@ -134,12 +136,30 @@ def test_forward_loads_two_kernels_and_compiles_none(
 def test_training_loads_a_kernel_when_it_is_called_and_compiles_none(
     cache: Path, of_forward: list[str], of_training: list[str]
 ) -> None:
-    """Beyond those of forward: the loop, the gradient of x, those of both kinds of weights, and the
-    pass that calls them.
+    """Beyond those of forward: the pass, the loop, the gradients of x and of weights, products of
+    one gate and of four, the cell's equations, and what passes the gradient of h on.
     """
-    assert len(of_training) == len(of_forward) + 5
+    assert len(of_training) == len(of_forward) + 8
     forward, backward, again = stages(cache, "forward_train", "backward", "backward")
     assert forward == Stage(of_forward, 0)
     assert backward == Stage(sorted(set(of_training) - set(of_forward)), 0)
     assert again == Stage([], 0)
     assert files(cache) == of_training
+
+
+def test_another_cell_compiles_its_equations_alone(
+    cache: Path, of_training: list[str], tmp_path: Path
+) -> None:
+    """Loops and products are the same for all cells: an LSTM loads what a GRU compiled."""
+    copytree(cache, tmp_path, dirs_exist_ok=True)
+    forward, backward = stages(tmp_path, "forward_train", "backward", cell="lstm")
+    assert forward.passes > 0
+    assert backward.passes > 0
+    new = set(files(tmp_path)) - set(of_training)
+    assert len(new) == 2  # forward and backward
+    again = stages(tmp_path, "forward_train", "backward", cell="lstm")
+    assert [stage.passes for stage in again] == [0, 0]
+    opened = {name for stage in again for name in stage.opened}
+    assert new < opened
+    # Of a GRU's it takes all but the equations and the product of three gates.
+    assert len(opened - new) == len(of_training) - 3

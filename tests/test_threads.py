@@ -1,15 +1,12 @@
-"""Threads, forks and pools: right results and the same bits, whatever the host program does.
+"""How many threads a call uses, and how they share it: the same bits, whatever the host does.
 
 Each check of results runs in a process of its own: what is tested is the state of a process's
 thread pool.
 """
 
-from pathlib import Path
-
 import pytest
 from programs import run
 
-from fastgru.kernels.cpu import team
 from fastgru.kernels.cpu import threads as choice
 
 
@@ -31,48 +28,6 @@ def test_same_bits_for_any_number_of_threads() -> None:
     )
     # Threads with rows of their own; sharing units; with two blocks of rows, and one with one.
     assert out.splitlines() == ["8 3 False", "2 3 True", "30 3 True", "5 3 False"]
-
-
-def test_threads_share_units_of_every_cell() -> None:
-    """Few rows, however small: every cell, dtype and number of rows, ragged, against one thread.
-
-    The most rows take several blocks, which the threads share one after another, and backward takes
-    several blocks of steps.
-    """
-    out = run(
-        f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import numba
-        import toys
-        from problems import assert_same_bits, draw, solve
-        layer._GRADIENT_BLOCK_BYTES, layer._GRADIENT_BLOCK_ROWS = 1, 20
-        compared = 0
-
-        def forget(params):
-            fastgru.packed.operands_of(params).architecture.calls.clear()
-            layer.layer_for.cache_clear()
-
-        for cell in fastgru.cells():
-            for dtype in ("float32", "float64"):
-                for N, lengths in ((1, None), (3, (4, 0, 7)), (9, None)):
-                    problem = draw(cell, (N, 7, 5, 67), L=2, D=2, lengths=lengths, dtype=dtype)
-                    threads._SMALLEST_PARALLEL_WORK = 10**9
-                    alone = solve(problem)
-                    forget(problem.params)  # what was prepared for one
-                    threads._SMALLEST_PARALLEL_WORK, threads._SMALLEST_SHARE = 0, 1e-9
-                    threads._OWN_ROWS, threads._MORE_ROWS_AT_ONCE = ((10**9, 5),), 4
-                    for count in (2, 3):
-                        numba.set_num_threads(count)
-                        assert_same_bits(solve(problem), alone)
-                        compared += 1
-        print(compared, *threads.split(3, 9, 9, 5, 1, 1), len(fastgru.cells()))
-        """,
-        NUMBA_NUM_THREADS="3",
-    )
-    compared, *split, cells = out.split()
-    assert int(compared) == 12 * int(cells) > 12
-    assert split == ["3", "3", "True"]
 
 
 @pytest.mark.parametrize(
@@ -127,13 +82,6 @@ def test_how_threads_share_a_loop(
     assert choice.split(threads, rows, running, units, row_bytes, recurrent_bytes) == way
 
 
-def test_blocks_of_rows_go_round_there_and_back() -> None:
-    """The longest rows come first: with a second block each, workers have about the same."""
-    shares = [team.Share(worker, 3, worker, 0, 1) for worker in range(3)]
-    blocks = [[team.block_of(s, turn) for turn in range(team.turns(s, 6))] for s in shares]
-    assert blocks == [[0, 5], [1, 4], [2, 3]]
-
-
 def test_padding_does_not_change_how_threads_share() -> None:
     """Steps after the longest row's last one."""
     out = run(
@@ -147,21 +95,6 @@ def test_padding_does_not_change_how_threads_share() -> None:
         NUMBA_NUM_THREADS="2",
     )
     assert out.splitlines() == ["2 2 False"] * 2
-
-
-def test_nobody_waits_for_threads_that_never_come() -> None:
-    """A pool may run the workers one after another: the first one does everything."""
-    run(
-        """
-        import numba
-        from fastgru.kernels.cpu import recurrence
-        expected = everything()
-        numba.set_num_threads(1)
-        recurrence.allowed_threads = lambda work: 3
-        assert everything() == expected
-        """,
-        NUMBA_NUM_THREADS="3",
-    )
 
 
 def test_workqueue_stays_serial() -> None:
@@ -219,8 +152,7 @@ def test_one_thread_where_several_are_slower() -> None:
     """
     out = run(
         """
-        threads._SHORTEST_PAUSE, threads._LONGEST_PAUSE, threads._TRIAL_CALL = 2, 8, 2
-        threads._LONGEST_PAUSE_TIME = 50.0
+        tune(threads, SHORTEST_PAUSE=2, LONGEST_PAUSE=8, TRIAL_CALL=2, LONGEST_PAUSE_TIME=50.0)
         now = [100.0]
         threads.time.perf_counter = lambda: now[0]
         pace = threads.Pace()
@@ -244,9 +176,11 @@ def test_one_thread_where_several_are_slower() -> None:
         pauses(2.5, 144.9)
         now[0] = 145.0
         pauses(2.5, 164.9)
-        threads._LONGEST_PAUSE_TIME, now[0] = 6.0, 165.0
+        tune(threads, LONGEST_PAUSE_TIME=6.0)
+        now[0] = 165.0
         pauses(2.5, 170.9)
-        threads._LONGEST_PAUSE_TIME, now[0] = 1.0, 171.0
+        tune(threads, LONGEST_PAUSE_TIME=1.0)
+        now[0] = 171.0
         pauses(2.5, 175.9)
         """,
         NUMBA_NUM_THREADS="2",
@@ -293,16 +227,3 @@ def test_durations_of_calls_are_recorded() -> None:
         NUMBA_NUM_THREADS="2",
     )
     assert out.splitlines() == ["2 2", "True True"]
-
-
-def test_a_disabled_compiler_is_an_error_that_says_so() -> None:
-    out = run(
-        """
-        try:
-            fastgru.forward(x, params)
-        except RuntimeError as error:
-            print(error)
-        """,
-        NUMBA_DISABLE_JIT="1",
-    )
-    assert out.startswith("NUMBA_DISABLE_JIT is set")

@@ -1,11 +1,13 @@
 """Distributions of initial weights: functions of a generator, a shape and the hidden size."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-Initial = Callable[[np.random.Generator, tuple[int, ...], int], Any]
+Initial = Callable[["np.random.Generator", tuple[int, ...], int], Any]
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) -> Any:

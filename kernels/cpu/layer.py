@@ -218,16 +218,18 @@ class Norm:
         """What the backward pass takes: (5, columns) float64."""
         norm = np.empty((5, self.columns))
         norm[0] = statistics.mean
-        norm[1] = (statistics.variance + self._eps) ** -0.5
+        with np.errstate(all="ignore"):  # what overflows does so silently, as in kernels
+            norm[1] = (statistics.variance + self._eps) ** -0.5
         norm[2] = weights[self._scale]
         return norm
 
     def gradients(self, weights: Weights, norm: Array) -> dict[str, Array]:
         """Gradients of scale and shift, by name."""
         dtype = weights[self._scale].dtype
-        found = {self._scale: norm[3].astype(dtype)}
-        if self._shift in weights:
-            found[self._shift] = norm[4].astype(dtype)
+        with np.errstate(all="ignore"):
+            found = {self._scale: norm[3].astype(dtype)}
+            if self._shift in weights:
+                found[self._shift] = norm[4].astype(dtype)
         return found
 
 
