@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import problems
 import programs
@@ -19,10 +20,30 @@ PLAIN_MEMORY = "FASTGRU_TEST_PLAIN_MEMORY"
 TOGETHER = ("test_assembly", "test_cache", "test_demo", "test_packaging", "test_startup")
 
 
+# Cells of which every combination of parameters runs each time: two that are used most, and
+# those made for the tests, which have every form that a cell can have. Of the others each test runs
+# one combination for each array library, another for each cell; the rest is slow.
+THOROUGH = ("gru", "lstm", *problems.TOY_CELLS)
+# Parameters that are no combinations of one test, but things to test.
+TESTED = ("cell", "library", "number", "maker")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    combinations: dict[Any, list[pytest.Item]] = {}
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.stem in TOGETHER:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if params.get("cell") in problems.SHIPPED_CELLS and params["cell"] not in THOROUGH:
+            test = item.path, getattr(item, "originalname", item.name)
+            key = test, tuple(str(params.get(name)) for name in TESTED)
+            combinations.setdefault(key, []).append(item)
+    for (_, (cell, *_)), same in combinations.items():
+        chosen = problems.SHIPPED_CELLS.index(cell) % len(same)
+        for number, item in enumerate(same):
+            if number != chosen:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
