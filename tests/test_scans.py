@@ -58,7 +58,7 @@ def allowed(share: float) -> float:
     random walk over 1 / (2 z) steps. Half a million such walks stay within 5 deviations: 0.2 * 5.
     The gates' own errors are those of one step, a few eps, as shares of them sum to 1.
     """
-    return EPS32 * (4 + 0.2 * 5 * (0.5 / share) ** 0.5)
+    return EPS32 * (4 + 0.2 * 5 * float(np.sqrt(0.5 / share)))
 
 
 @pytest.mark.parametrize("bias", BIASES)
