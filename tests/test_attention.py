@@ -66,8 +66,9 @@ def test_wrong_shape(function: str, shape: tuple[int, ...]) -> None:
 @each_function
 def test_wrong_kind(function: str) -> None:
     problem = drawn()
-    right = np.zeros(3 if function == "step" else (3, 4))
+    right: Any = np.zeros(3 if function == "step" else (3, 4))
     call = calls(problem.x, problem.params)[function]
+    wrong: Any
     for wrong in (right.astype("float32"), right.astype("int64"), right.astype(">f8")):
         with pytest.raises(TypeError, match=r"^attention: expected dtype float"):
             call(attention=wrong)

@@ -11,7 +11,7 @@ from commands import fastgru_command
 from problems import SHIPPED_CELLS
 
 import fastgru
-from fastgru.benchmarks import compare
+from fastgru.benchmarks import compare, turns
 from fastgru.kernels.cells import CELLS
 
 PAIR = ("mingru", "augru")  # of which one needs attention
@@ -23,9 +23,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows of a few steps, timed for an instant."""
     for name, value in (("STEPS", 3), ("ROWS", 2), ("INPUTS", 4)):
         monkeypatch.setattr(compare, name, value)
-    monkeypatch.setattr(compare.turns, "wait_until_idle", lambda: None)
-    monkeypatch.setattr(compare.turns, "TURN", 1e-3)
-    monkeypatch.setattr(compare.turns, "TRIAL", 1e-3)
+    monkeypatch.setattr(turns, "wait_until_idle", lambda: None)
+    monkeypatch.setattr(turns, "TURN", 1e-3)
+    monkeypatch.setattr(turns, "TRIAL", 1e-3)
 
 
 def rows_of(table: str) -> dict[str, list[str]]:

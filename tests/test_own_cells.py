@@ -673,7 +673,7 @@ def test_pre_activations_out_of_order() -> None:
     )
     Phase(terms, (), mix_forward, mix_backward)
     for first in range(3):
-        swapped = list(terms)
+        swapped: list[Any] = list(terms)
         swapped[first : first + 2] = reversed(swapped[first : first + 2])
         with pytest.raises(ValueError, match=r"^pre-activations: expected those without products"):
             Phase(tuple(swapped), (), mix_forward, mix_backward)
