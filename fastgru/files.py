@@ -3,14 +3,13 @@
 A file is the length of the header, 8 bytes, little-endian; the header, JSON, with dtype, shape and
 place of each array by its name, and strings by their keys in ``__metadata__``; then the arrays, one
 after the other, without gaps. Everything in it is checked before it is believed.
+
+`json` and `hashlib` are imported when files are written or read: `import fastgru` loads neither.
 """
 
-import hashlib
-import json
 import math
 import os
 import re
-import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -210,11 +209,15 @@ def _as_json(entries: Mapping[str, _Entry]) -> dict[str, Any]:
 
 
 def _json(value: Any) -> bytes:
+    import json
+
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _checksum(metadata: Mapping[str, str], entries: Mapping[str, _Entry], arrays: Any) -> str:
     """Of everything that a file says, in whatever order and spelling of JSON."""
+    import hashlib
+
     said = {key: text for key, text in sorted(metadata.items()) if key != _CHECKSUM}
     of = hashlib.sha256(_json([said, dict(sorted(_as_json(entries).items()))]))
     for array in arrays:  # in the order of the file
@@ -224,7 +227,7 @@ def _checksum(metadata: Mapping[str, str], entries: Mapping[str, _Entry], arrays
 
 def _replace(target: Path, parts: Sequence[Any]) -> None:
     """Write a file that takes the place of `target` when it is complete."""
-    written = target.with_name(f".fastgru-{secrets.token_hex(8)}.tmp")
+    written = target.with_name(f".fastgru-{os.urandom(8).hex()}.tmp")
     try:
         with written.open("xb") as file:
             for part in parts:
@@ -302,6 +305,8 @@ def _native(array: Any) -> Any:
 
 def _header_of(file: Any, size: int) -> tuple[dict[str, Any], int]:
     """The header, unchecked but for its form, and the size of what follows it."""
+    import json
+
     most = min(size - _LENGTH_BYTES, _LONGEST_HEADER)
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if most < 2 or not 2 <= length <= most:
