@@ -64,7 +64,7 @@ html_theme_options = {
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],
 }
-html_sidebars = {"index": []}
+html_sidebars = {page: [] for page in ("index", "cells", "coming_from", "guarantees")}
 
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",

@@ -412,7 +412,7 @@ def init_params(
     >>> import fastgru
     >>> params = fastgru.init_params(3, 16, cell="lstm", num_layers=2, rng=0)
     >>> params.num_parameters
-    3456
+    3520
     """
     table = cell_named(cell)
     size = check_size("input_size", input_size)

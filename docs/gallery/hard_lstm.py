@@ -1,7 +1,20 @@
 """An LSTM with hard sigmoids, as in old models of Keras: 0 below -2.5, 1 above 2.5, else linear."""
 
-from fastgru.cell import BIAS, INPUT, RECURRENT, Cell, Phase, PreActivation, Weight
-from fastgru.cell import constant_like, is_positive, one_like, relu, tanh, zero_like
+from fastgru.cell import (
+    BIAS,
+    INPUT,
+    RECURRENT,
+    Cell,
+    Phase,
+    PreActivation,
+    Weight,
+    constant_like,
+    is_positive,
+    one_like,
+    relu,
+    tanh,
+    zero_like,
+)
 
 SLOPE, HALF = 0.2, 0.5
 GATES = "i", "f", "g", "o"

@@ -2,12 +2,12 @@
 Forecast the CO2 record of Mauna Loa
 ====================================
 
-A GRU reads the last two years of a weekly series. A linear read-out of its last state gives the change
-over each of the next 12 weeks at once. It trains on 1958 to 1996 and forecasts five years that it has
-not seen.
+A GRU reads the last two years of a weekly series. A linear read-out of its last state gives the
+change over each of the next 12 weeks at once. It trains on 1958 to 1996 and forecasts five years
+that it has not seen.
 
-:mod:`fastgru.demo` has the recipe: windows, scaling, read-out, Adam, clipped gradients, in 150 lines to
-copy. Here are fewer passes over the data than ``python -m fastgru demo`` makes, and one seed.
+:mod:`fastgru.demo` has the recipe, to copy: windows, scaling, read-out, Adam, clipped gradients.
+Here are fewer passes over the data than ``python -m fastgru demo`` makes, and one seed.
 """
 
 # %%

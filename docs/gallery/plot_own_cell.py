@@ -12,8 +12,8 @@ them:
 # %%
 # Check it and make it known
 # --------------------------
-# ``check_cell`` compares every derivative with the equations. After ``register_cell``, all functions
-# take the name.
+# ``check_cell`` compares every derivative with the equations. After ``register_cell``, all
+# functions take the name.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,8 +49,8 @@ gradients = fastgru.backward(saved, dy=np.ones_like(y))
 print(gradients.params)
 
 # %%
-# Its gradients follow from the equations as those of the other cells do. Side by side, three units of
-# the two cells:
+# Its gradients are computed as those of the other cells are. Side by side, three units of the two
+# cells:
 
 usual, _ = fastgru.forward(x, lstm)
 figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")

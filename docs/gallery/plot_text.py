@@ -3,19 +3,21 @@ Write text, symbol by symbol
 ============================
 
 A GRU reads a text and learns which symbol comes next. Then it writes: a symbol is drawn from its
-forecast, and given back to it as the next input. The text is a counting rhyme, so one can see whether
-it has learnt to spell, to rhyme and to count.
+forecast, and given back to it as the next input. The text is a counting rhyme, so one can see
+whether it has learnt to spell and to count.
 """
+
+import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 import fastgru
 
-NUMBERS = "ten nine eight seven six five four three two one no".split()
+NUMBERS = ["ten", "nine", "eight", "seven", "six", "five", "four", "three", "two", "one", "no"]
 TEXT = "".join(
     f"{before} green bottles on the wall, one falls down, {after} green bottles on the wall. "
-    for before, after in zip(NUMBERS, NUMBERS[1:], strict=False)
+    for before, after in itertools.pairwise(NUMBERS)
 )
 SYMBOLS = sorted(set(TEXT))
 codes = np.array([SYMBOLS.index(symbol) for symbol in TEXT])
@@ -25,8 +27,8 @@ print(len(TEXT), "symbols,", len(SYMBOLS), "different ones")
 # %%
 # Training
 # --------
-# Batches are pieces of the text from random places. The loss is the cross-entropy; its gradient with
-# respect to the scores is the forecast minus what came.
+# Batches are pieces of the text from random places. The loss is the cross-entropy; its gradient
+# with respect to the scores is the forecast minus what came.
 
 rng = np.random.default_rng(0)
 H, V = 96, len(SYMBOLS)
