@@ -125,6 +125,10 @@ def register_cell(cell: Cell) -> None:
     TypeError, ValueError
         If it is no cell, its name is taken, or its equations do not fit; the message says which
         part. Derivatives are not looked at: see `check_cell`.
+
+    Examples
+    --------
+    `fastgru.cell` has one: ``help("fastgru.cell")``.
     """
     _check_structure(cell)
     if cell.name in CELLS:
@@ -147,6 +151,12 @@ def check_cell(cell: Cell) -> None:
     ------
     TypeError, ValueError
         What is off, and where: ``backward of phase 0: d_z differs, 0.31 for 0.29 at unit 2``.
+
+    Examples
+    --------
+    >>> import fastgru
+    >>> from fastgru.kernels.cells import CELLS
+    >>> fastgru.check_cell(CELLS["gru"])
     """
     _check_structure(cell)
     rng = np.random.default_rng(0)

@@ -9,6 +9,12 @@ def show_config() -> None:
     """Print versions, vector width, threading layer, folder of compiled kernels, and GPU.
 
     Starts Numba's thread pool, which alone knows its layer.
+
+    Examples
+    --------
+    >>> import fastgru
+    >>> fastgru.show_config()  # doctest: +ELLIPSIS
+    python ...
     """
     # Imported here: it costs more time than all of the package.
     from importlib.metadata import PackageNotFoundError, version

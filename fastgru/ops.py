@@ -116,6 +116,15 @@ def forward(
     Results for NumPy arrays do not depend, to the last bit, on the number of threads nor on the
     other samples of the batch. For CuPy arrays the products are cuBLAS's, which sums in an order
     that depends on their sizes.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgru
+    >>> params = fastgru.init_params(3, 16, rng=0)
+    >>> x = np.ones((8, 50, 3), np.float32)
+    >>> y, h_n = fastgru.forward(x, params, lengths=[50, 7, 0, 50, 50, 50, 50, 1])
+    >>> y.shape, h_n.shape
+    ((8, 50, 16), (1, 8, 16))
     """
     operands = operands_of(params)
     call = call_of_sequence(operands, x, h0, time_major, precision)
@@ -148,7 +157,12 @@ def forward_train(
 ) -> tuple[Any, State, Saved]:
     """Run a recurrent network and keep what `backward` needs.
 
-    Parameters, results and errors are those of `forward`, to the last bit, and
+    Parameters, results and errors are those of `forward`, to the last bit, and there is one more
+    result.
+
+    Parameters
+    ----------
+    x, params, h0, lengths, attention, time_major, precision : as in `forward`
 
     Returns
     -------
@@ -156,6 +170,13 @@ def forward_train(
     saved : Saved
         For `backward`. It refers to `x`, `y` and `params` without copying: change none of them
         before `backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgru
+    >>> params = fastgru.init_params(3, 16, rng=0)
+    >>> y, h_n, saved = fastgru.forward_train(np.ones((8, 50, 3), np.float32), params)
+    >>> gradients = fastgru.backward(saved, dy=2 * y)  # of the loss sum(y ** 2)
     """
     operands = operands_of(params)
     call = call_of_sequence(operands, x, h0, time_major, precision)
@@ -211,6 +232,15 @@ def backward(saved: Saved, dy: Any = None, dh_n: State = None) -> Gradients:
     ------
     TypeError, ValueError
         If a gradient is not of the library, dtype and shape of its array, or both are missing.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgru
+    >>> params = fastgru.init_params(3, 16, rng=0)
+    >>> y, h_n, saved = fastgru.forward_train(np.ones((8, 50, 3), np.float32), params)
+    >>> gradients = fastgru.backward(saved, dy=2 * y)  # of the loss sum(y ** 2)
+    >>> gradients.x.shape, gradients.h0.shape
+    ((8, 50, 3), (1, 8, 16))
     """
     operands, call, stack, initial, sequences, values, attention = kept_by(saved)
     params, layout = operands.params, call.layout
@@ -266,6 +296,15 @@ def step(
     ------
     TypeError, ValueError
         As for `forward`; ValueError also if `params` are bidirectional.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgru
+    >>> weights, h = fastgru.pack(fastgru.init_params(3, 16, rng=0)), None
+    >>> for x_t in np.ones((50, 3), np.float32):
+    ...     y_t, h = fastgru.step(x_t, weights, h)
+    >>> y_t.shape, h.shape
+    ((16,), (1, 16))
     """
     operands = operands_of(params)
     call = call_for(prepare_step, operands, x_t, h, False, precision)

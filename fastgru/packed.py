@@ -119,10 +119,10 @@ class Operands:
 class Packed:
     """Weights laid out for the kernels, made by `pack`; accepted wherever params are.
 
-    Attributes
+    Parameters
     ----------
     params : Params
-        The weights it was made from.
+        The weights it is made from, which are kept as an attribute.
     """
 
     # Private: whoever gave these layouts back would lend out what calls of other threads read.
@@ -171,6 +171,13 @@ def pack(params: Params | Packed) -> Packed:
         If `params` is neither.
     ModuleNotFoundError
         If what the kernels for its array library need is not installed.
+
+    Examples
+    --------
+    >>> import fastgru
+    >>> weights = fastgru.pack(fastgru.init_params(3, 16, rng=0))
+    >>> weights.params.hidden_size
+    16
     """
     if isinstance(params, Packed):
         return params

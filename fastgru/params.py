@@ -29,7 +29,19 @@ from .names import named_arrays, weight_names
 
 
 def cells() -> tuple[str, ...]:
-    """Names of the cells available."""
+    """Names of the cells available.
+
+    Returns
+    -------
+    tuple of str
+        Those that come with fastgru, and those that were registered.
+
+    Examples
+    --------
+    >>> import fastgru
+    >>> fastgru.cells()[:3]
+    ('gru', 'gru_reset_before', 'lstm')
+    """
     return tuple(CELLS)
 
 
@@ -38,6 +50,11 @@ class Weights:
 
     For the cells ``gru``, ``gru_reset_before`` and ``lstm``, with G gates, H hidden units and I
     inputs (in upper layers: the outputs of the layer below):
+
+    Parameters
+    ----------
+    **arrays : array
+        By name.
 
     Attributes
     ----------
@@ -74,7 +91,12 @@ class Weights:
     __delattr__ = _refuse
 
     def items(self) -> list[tuple[str, Any]]:
-        """Names and arrays of the weights that are there."""
+        """Names and arrays of the weights that are there.
+
+        Returns
+        -------
+        list of tuple of str and array
+        """
         return [*self._named.items()]
 
     def __repr__(self) -> str:
@@ -207,7 +229,18 @@ class Params:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The arrays by PyTorch's names (``weight_ih_l0``, ``bias_hh_l1_reverse``, …), uncopied."""
+        """The arrays by PyTorch's names (``weight_ih_l0``, ``bias_hh_l1_reverse``, …), uncopied.
+
+        Returns
+        -------
+        dict of str to array
+
+        Examples
+        --------
+        >>> import fastgru
+        >>> list(fastgru.init_params(3, 16, cell="mgu", rng=0).to_dict())
+        ['weight_ih_l0', 'weight_hh_l0', 'bias_l0']
+        """
         return named_arrays(_by_name(self.layers))
 
     @classmethod
@@ -227,6 +260,13 @@ class Params:
         ------
         TypeError, ValueError
             As for `Params`; ValueError also for a key that is not a weight's name.
+
+        Examples
+        --------
+        >>> import fastgru
+        >>> params = fastgru.init_params(3, 16, num_layers=2, rng=0)
+        >>> fastgru.Params.from_dict(params.to_dict()).num_layers
+        2
         """
         check_mapping(mapping)
         names = [weight.name for weight in cell_named(cell).weights]
@@ -257,7 +297,11 @@ class Params:
         --------
         A step of gradient descent:
 
-        >>> params = params.map(lambda w, g: w - 0.1 * g, gradients.params)  # doctest: +SKIP
+        >>> import numpy as np, fastgru
+        >>> params = fastgru.init_params(3, 16, rng=0)
+        >>> y, h_n, saved = fastgru.forward_train(np.ones((8, 50, 3), np.float32), params)
+        >>> gradients = fastgru.backward(saved, dy=y)
+        >>> params = params.map(lambda w, g: w - 0.1 * g, gradients.params)
         """
         check_callable("function", function)
         stacks = [self.to_dict()]
@@ -362,6 +406,13 @@ def init_params(
     ------
     TypeError, ValueError
         If an argument is not as described.
+
+    Examples
+    --------
+    >>> import fastgru
+    >>> params = fastgru.init_params(3, 16, cell="lstm", num_layers=2, rng=0)
+    >>> params.num_parameters
+    3520
     """
     table = cell_named(cell)
     size = check_size("input_size", input_size)

@@ -61,7 +61,7 @@ _STATISTICS = NORM_MEAN, NORM_VARIANCE
 class Weight:
     """One array of a layer's weights: a row of the cell's table.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Of the array, as users see it: ``weight_ih``.
@@ -110,6 +110,12 @@ class PreActivation:
     """One weighted sum of a gate: its input part, its recurrent part, both in one sum, or a bias.
 
     A gate whose parts are used apart (the candidate of a reset-after GRU) has two of these.
+
+    Parameters
+    ----------
+    gate : str
+    input, recurrent : bool
+        Whether it has this part; a bias alone has neither.
     """
 
     gate: str
@@ -119,7 +125,17 @@ class PreActivation:
 
 @dataclass(frozen=True)
 class UnitWeight:
-    """A weight of kind UNIT: its number for a unit, by the weight's name and one of its gates."""
+    """A weight of kind UNIT: its number for a unit.
+
+    Parameters
+    ----------
+    weight : str
+        Name of the weight.
+    gate : str
+        One of its gates.
+    input, recurrent : bool
+        Leave them as they are.
+    """
 
     weight: str
     gate: str
@@ -129,7 +145,15 @@ class UnitWeight:
 
 @dataclass(frozen=True)
 class StepInput:
-    """A number that the user gives for each sample and time step, the same for all units."""
+    """A number that the user gives for each sample and time step, the same for all units.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument: ``attention``.
+    input, recurrent : bool
+        Leave them as they are.
+    """
 
     name: str
     input: bool = False
@@ -143,8 +167,13 @@ Term = PreActivation | UnitWeight | StepInput
 class Operand:
     """What a phase's recurrent weights multiply, from the previous h and earlier phases' values.
 
-    ``gradient(h, values, d)`` returns the contributions to dh and to the gradients of the leading
-    values (of as many of them as it returns).
+    Parameters
+    ----------
+    value : callable
+        ``value(h, values)``.
+    gradient : callable
+        ``gradient(h, values, d)`` returns the contributions to dh and to the gradients of the
+        leading values (of as many of them as it returns).
     """
 
     value: Callable[[Any, Any], Any]
@@ -168,10 +197,16 @@ class BatchNorm:
 
     ``scale * (a - mean) / sqrt(variance + eps) + shift``, with the biased variance; the unbiased
     one goes into the running variance. Its weights have the gates of the input weights.
+
+    Parameters
+    ----------
+    eps : float
+    momentum : float
+        Of the running statistics: how much of the new ones they take.
     """
 
     eps: float = 1e-5
-    momentum: float = 0.05  # of the running statistics: how much of the new ones they take
+    momentum: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -179,6 +214,10 @@ class LayerNorm:
     """Normalisation of a phase's recurrent sums over the gates and units of a row, jointly.
 
     ``(u - mean) / sqrt(variance + eps)``, with the biased variance.
+
+    Parameters
+    ----------
+    eps : float
     """
 
     eps: float = 1e-5
@@ -197,6 +236,19 @@ class Phase:
     Pre-activations are listed in this order: those that no product feeds, input parts, sums,
     recurrent parts. So those which the input feeds are a run and those which the operand feeds a
     trailing one: each product writes one contiguous part of a row.
+
+    Parameters
+    ----------
+    pre_activations : tuple of PreActivation, UnitWeight or StepInput
+        What the equations take, beside the state.
+    values : tuple of str
+        Names of what `forward` returns for later phases and for `backward`.
+    forward, backward : callable
+        The equations; see `fastgru.kernels.cells.base`.
+    operand : Operand
+        What the recurrent weights multiply: h, unless another one is given.
+    norm : LayerNorm, optional
+        How the recurrent parts are normalised, if they are.
     """
 
     pre_activations: tuple[Term, ...]
@@ -229,7 +281,7 @@ class Phase:
 class Cell:
     """A recurrent cell.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Name by which users select it.
