@@ -25,7 +25,7 @@ CAPABILITIES = [(8, 0), (9, 0)]
 # A multiprocessor has 65 536 registers for at most 2048 threads: with these, more than half fit.
 MOST_REGISTERS = {"float32": 40, "float64": 48}
 # Of cells with many pre-activations a unit; still more than half of the threads fit.
-MORE_REGISTERS = {"lstm_peephole": 8, "minlstm": 8}
+MORE_REGISTERS = {"lstm_peephole": 8}
 
 MAKERS = ("make_forward_phase", "make_backward_phase", "make_operand", "make_operand_gradient")
 KERNELS = [
