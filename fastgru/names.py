@@ -4,14 +4,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .kernels.cells import CELLS
+from .kernels.cells import CELLS, KINDS
 
 FULL_NAME = re.compile(r"(?P<name>[a-z_]+)_l(?P<layer>0|[1-9][0-9]{0,8})(?P<reverse>_reverse)?")
 
 
 def weight_names() -> list[str]:
-    """Names of the weights that any cell has, in the order of the tables."""
-    return list(dict.fromkeys(w.name for cell in CELLS.values() for w in cell.weights))
+    """Names of the weights that any cell has, in the order of their kinds."""
+    weights = [w for cell in CELLS.values() for w in cell.weights]
+    weights.sort(key=lambda w: KINDS.index(w.kind))
+    return list(dict.fromkeys(w.name for w in weights))
 
 
 def suffix(layer: int, direction: int) -> str:

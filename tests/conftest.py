@@ -28,9 +28,16 @@ THOROUGH = ("gru", "lstm", *problems.TOY_CELLS)
 TESTED = ("cell", "library", "number", "maker")
 
 
+def exists(item: pytest.Item) -> bool:
+    """Whether a test's cell may be without biases, if the test is about that."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("bias") is not False or params.get("cell") in (None, *problems.BARE_CELLS)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     combinations: dict[Any, list[pytest.Item]] = {}
+    items[:] = [item for item in items if exists(item)]
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.stem in TOGETHER:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -16,6 +16,8 @@ ALL_CELLS = tuple(CELLS)
 SHIPPED_CELLS = tuple(name for name in ALL_CELLS if name not in TOY_CELLS)
 # Cells whose rows do not depend on each other in training either.
 ROW_CELLS = tuple(name for name in ALL_CELLS if CELLS[name].norm is None)
+# Cells that may be without biases.
+BARE_CELLS = tuple(name for name in ALL_CELLS if CELLS[name].can_lack_biases)
 DTYPES = ("float32", "float64")
 # At most that, of the sums of a row that tests normalise.
 ONE_OVER_DEVIATION = 8.0

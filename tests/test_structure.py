@@ -34,6 +34,7 @@ ORDER = (
     "ops",
     "stream",
     "files",
+    "cell",
     "config",
     "__init__",
     "demo",

@@ -51,6 +51,8 @@ NORM_SCALE = "norm scale"  # (gates * H,): of batch norm, likewise the next ones
 NORM_SHIFT = "norm shift"
 NORM_MEAN = "norm mean"  # running statistics
 NORM_VARIANCE = "norm variance"
+# In the order in which users see weights.
+KINDS = INPUT, RECURRENT, UNIT, BIAS, NORM_SCALE, NORM_SHIFT, NORM_MEAN, NORM_VARIANCE
 
 _MATRICES = INPUT, RECURRENT
 _OPTIONAL = BIAS, NORM_SHIFT
@@ -330,6 +332,12 @@ class Cell:
                     f"cell {self.name!r}, {weight.name}: expected gates of {self.gates}, "
                     f"got {weight.gates}"
                 )
+        order = [KINDS.index(w.kind) for w in self.weights]
+        if order != sorted(order):
+            raise ValueError(
+                f"cell {self.name!r}: expected weights in the order of their kinds, {KINDS}; got "
+                f"{[w.kind for w in self.weights]}"
+            )
         kinds = [w.kind for w in self.weights if w.kind not in (BIAS, UNIT)]
         if INPUT not in kinds or len(set(kinds)) != len(kinds):
             raise ValueError(

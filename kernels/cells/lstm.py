@@ -94,7 +94,7 @@ LSTM_PEEPHOLE = Cell(
     name="lstm_peephole",
     gates=_GATES,
     states=("h", "c"),
-    weights=(*_weights(_GATES), Weight("peephole", UNIT, _SEEING)),
+    weights=(*_weights(_GATES)[:2], Weight("peephole", UNIT, _SEEING), *_weights(_GATES)[2:]),
     phases=(
         Phase(
             (
