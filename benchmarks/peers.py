@@ -88,7 +88,7 @@ class FastGRU:
         packed, h0 = fastgru.pack(p.params), self._state(p)
         return {
             "packed": Way(
-                lambda: fastgru.forward(p.x, packed, h0),
+                lambda: fastgru.forward(p.x, packed, h0, attention=p.attention),
                 lambda r: read_forward(r, False),
             )
         }
@@ -97,7 +97,7 @@ class FastGRU:
         h0 = self._state(p)
 
         def run() -> Any:
-            y, h_n, saved = fastgru.forward_train(p.x, p.params, h0)
+            y, h_n, saved = fastgru.forward_train(p.x, p.params, h0, attention=p.attention)
             return y, h_n, fastgru.backward(saved, p.dy)
 
         def read(result: Any) -> dict[str, Any]:
@@ -109,7 +109,12 @@ class FastGRU:
 
     def step(self, p: Problem) -> Ways:
         packed, x_t = fastgru.pack(p.params), p.x[:, 0]
-        return {"packed": stream(lambda h: fastgru.step(x_t, packed, h)[1], self._state(p))}
+        of_step = None if p.attention is None else p.attention[:, 0]
+
+        def run(h: Any) -> Any:
+            return fastgru.step(x_t, packed, h, attention=of_step)[1]
+
+        return {"packed": stream(run, self._state(p))}
 
     def stream(self, p: Problem) -> Ways:
         packed, h0 = fastgru.pack(p.params), self._state(p)
@@ -117,7 +122,8 @@ class FastGRU:
         def run() -> Any:
             h = h0
             for t in range(p.x.shape[1]):
-                _, h = fastgru.step(p.x[:, t], packed, h)
+                of_step = None if p.attention is None else p.attention[:, t]
+                _, h = fastgru.step(p.x[:, t], packed, h, attention=of_step)
             return h
 
         return {"packed": Way(run, read_states)}

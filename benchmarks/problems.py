@@ -55,6 +55,7 @@ class Problem:
     x: Array
     states: tuple[Array, ...]
     dy: Array
+    attention: Array | None = None  # (B, T), for cells that take a number a sample and step
 
     @classmethod
     def draw(cls, cell: str, T: int, B: int, I: int, H: int, dtype: str) -> "Problem":
@@ -66,13 +67,20 @@ class Problem:
 
         params = fastgru.init_params(I, H, cell=cell, dtype=dtype, rng=rng)
         states = tuple(np.tanh(normal(B, H)) for _ in CELLS[cell].states)
-        return cls(cell, params, normal(B, T, I), states, normal(B, T, H))
+        if cell == "libru":  # whose states are probabilities
+            states = tuple(0.5 + 0.5 * state for state in states)
+        x, dy = normal(B, T, I), normal(B, T, H)
+        takes = bool(CELLS[cell].step_inputs)
+        attention = rng.random(size=(B, T)).astype(dtype) if takes else None
+        return cls(cell, params, x, states, dy, attention)
 
     def on(self, library: str) -> "Problem":
         """The same problem with arrays of another library, "numpy" or "cupy"."""
         move = importlib.import_module(library).asarray
         states = tuple(move(state) for state in self.states)
-        return Problem(self.cell, self.params.map(move), move(self.x), states, move(self.dy))
+        attention = None if self.attention is None else move(self.attention)
+        params = self.params.map(move)
+        return Problem(self.cell, params, move(self.x), states, move(self.dy), attention)
 
     def row_steps(self, mode: str) -> int:
         """Time steps that a call computes, counted for every row of the batch."""

@@ -24,7 +24,7 @@ from .problems import FEW_SHAPES, Problem, shape_of
 SHAPES = tuple(",".join(map(str, shape)) for shape in FEW_SHAPES)
 DIRECTIONS = ("forward", "train", "step", "stream")
 # asv knows parameters by their place, also in commits that lack some: add to the end only.
-CELLS = ("gru", "gru_reset_before", "lstm")
+CELLS = fastgru.cells()
 # What waits for the end of a library's work, given its module.
 BACKENDS = {
     "numpy": lambda numpy: lambda: None,

@@ -144,9 +144,10 @@ class Call:
         members = (state,) if self._num_states == 1 else tuple(state)
         return members if self.layout.batched else self.layout.inner_state(members)
 
-    def warn_of_overflow(self, final: States) -> None:
-        """Warn where the state has left the range of its dtype, by growing or by bad input."""
-        if not bool(self._xp.isfinite(final[0]).all()):
+    def warn_of_overflow(self, x: Any, final: States) -> None:
+        """Warn where the state has left the range of its dtype, though x is finite."""
+        isfinite = self._xp.isfinite
+        if not bool(isfinite(final[0]).all()) and bool(isfinite(x).all()):
             warnings.warn(
                 f"the state of cell {self._cell.name!r} is not finite: it can grow without bound; "
                 f"that of {self._cell.bounded!r} cannot",

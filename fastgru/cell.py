@@ -32,9 +32,9 @@ functions take and give.
 >>> params = fastgru.init_params(3, 16, cell="my_rnn", rng=0)
 """
 
-import inspect
 import re
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ __all__ = [
     "zero_like",
 ]
 
-_PRIMITIVES = [name for name, value in vars(primitives).items() if inspect.isfunction(value)]
+_PRIMITIVES = [name for name, value in vars(primitives).items() if isinstance(value, FunctionType)]
 _STEP = 2.0**-100  # of the complex step: its square vanishes beside 1
 _UNITS = 7
 # Derivatives are exact to rounding; equations are a few dozen operations.
@@ -178,7 +178,7 @@ def _check_backward(
     state: tuple[Any, ...],
     earlier: tuple[Any, ...],
     names: Sequence[str],
-    rng: np.random.Generator,
+    rng: Any,
 ) -> None:
     """Refuse derivatives of a phase that are not those of its forward equations."""
     phase = cell.phases[number]
@@ -308,7 +308,7 @@ def _check_structure(cell: Any) -> None:
 
 def _check_function(where: str, function: Callable[..., Any]) -> None:
     """Refuse what cannot be compiled for every target."""
-    if not inspect.isfunction(function) or function.__closure__:
+    if not isinstance(function, FunctionType) or function.__closure__:
         raise TypeError(f"{where}: expected a function at module level, got {function!r}")
     for called in functions_called([function]):
         code = called.__code__
@@ -320,7 +320,7 @@ def _check_function(where: str, function: Callable[..., Any]) -> None:
             )
         for name in code.co_names:
             value = called.__globals__.get(name)
-            if value is None or inspect.isfunction(value) or isinstance(value, int | float):
+            if value is None or isinstance(value, FunctionType | int | float):
                 continue
             raise ValueError(
                 f"{where}: {called.__name__} uses {name!r}, which is no primitive "

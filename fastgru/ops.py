@@ -141,7 +141,7 @@ def forward(
     if layouts is not operands.layouts:
         operands.give_back(layouts)
     if call.may_overflow:
-        call.warn_of_overflow(final)
+        call.warn_of_overflow(x, final)
     return layout.outer(y), layout.outer_state(final)
 
 
@@ -204,7 +204,7 @@ def forward_train(
     # Views of our own: a shape changed in place must not change what backward reads.
     sequences[0], sequences[-1] = sequences[0][:], sequences[-1][:]
     if call.may_overflow:
-        call.warn_of_overflow(final)
+        call.warn_of_overflow(x, final)
     saved = Saved((operands, call, stack, initial, sequences, values, attention))
     return y, layout.outer_state(final), saved
 
@@ -319,7 +319,7 @@ def step(
     if layouts is not operands.layouts:
         operands.give_back(layouts)
     if call.may_overflow:
-        call.warn_of_overflow(final)
+        call.warn_of_overflow(x_t, final)
     if not call.layout.batched:
         final = tuple([member[:, 0] for member in final])
     return final[0][-1], final if len(final) > 1 else final[0]

@@ -255,7 +255,7 @@ class Stream:
             out = self._push_any(call, x, attention, out)
         self._next = 1 - self._next
         if call.may_overflow:
-            call.warn_of_overflow(turn.writes)
+            call.warn_of_overflow(x, turn.writes)
         return out
 
     def _call_for(self, x: Any) -> Call:

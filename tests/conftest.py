@@ -25,7 +25,7 @@ TOGETHER = ("test_assembly", "test_cache", "test_demo", "test_packaging", "test_
 # one combination for each array library, another for each cell; the rest is slow.
 THOROUGH = ("gru", "lstm", *problems.TOY_CELLS)
 # Parameters that are no combinations of one test, but things to test.
-TESTED = ("cell", "library", "number", "maker")
+TESTED = ("cell", "library")
 
 
 def exists(item: pytest.Item) -> bool:

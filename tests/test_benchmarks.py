@@ -215,7 +215,7 @@ def test_every_direction_is_prepared(suites: Any, cell: str, direction: str) -> 
 
 
 def test_every_cell_has_its_lines(suites: Any) -> None:
-    assert set(suites.CELLS) == set(SHIPPED_CELLS)
+    assert set(SHIPPED_CELLS) <= set(suites.CELLS)
 
 
 def test_what_a_machine_or_commit_lacks_is_skipped(

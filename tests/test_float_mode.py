@@ -3,11 +3,13 @@
 import platform
 
 import pytest
-from problems import SHIPPED_CELLS
 from programs import run
 
 # The modes in which subnormal numbers are flushed to zero.
 FLUSHING = {"x86_64": 0x9FC0, "amd64": 0x9FC0, "aarch64": 1 << 24, "arm64": 1 << 24}
+
+# Forms of loops; the equations have no part in it.
+CELLS = ("gru", "gru_reset_before", "lstm", "ugrnn")
 
 
 def test_the_mode_of_the_calling_thread_has_no_effect_and_stays() -> None:
@@ -35,8 +37,7 @@ def test_the_mode_of_the_calling_thread_has_no_effect_and_stays() -> None:
             small = params.map(lambda w: w * np.float32(1e-4 if w.ndim == 2 else 1e-38))
             return small, x * 1e-37, dy * 1e-36
 
-        cases = [tiny(cell) for cell in fastgru.cells()]
-        assert len(cases) == {len(SHIPPED_CELLS)}
+        cases = [tiny(cell) for cell in {CELLS}]
 
         def solved():
             arrays = []

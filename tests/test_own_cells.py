@@ -293,11 +293,11 @@ def mix_forward(a: Any, state: Any, values: Any) -> Any:
     (h,) = state
     (f,) = values
     n = tanh(x_n + s * u_n + u * h)
-    return (h + f * (n - h),), (n, u, s, u_n)
+    return (h + f * (n - h),), (n, s, u_n)
 
 
 def mix_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
-    f, n, u, s, u_n = values
+    f, n, s, u_n, u = values
     (dh,) = dstate
     one = one_like(f)
     d = dh * f * (one - n * n)
@@ -324,7 +324,7 @@ def made(**changes: Any) -> Cell:
         "gated": gated,
         "gated_gradient": gated_gradient,
         "name": "own",
-        "values": ("n", "u", "s", "u_n"),
+        "values": ("n", "s", "u_n"),
         "weights": (
             Weight("weight_ih", INPUT, ("f", "n")),
             Weight("weight_hh", RECURRENT, ("f", "n")),
@@ -675,7 +675,7 @@ def test_pre_activations_out_of_order() -> None:
     for first in range(3):
         swapped: list[Any] = list(terms)
         swapped[first : first + 2] = reversed(swapped[first : first + 2])
-        with pytest.raises(ValueError, match=r"^pre-activations: expected those without products"):
+        with pytest.raises(ValueError, match=r"^pre-activations: expected weights of units"):
             Phase(tuple(swapped), (), mix_forward, mix_backward)
 
 
@@ -691,9 +691,9 @@ def test_phases_out_of_order() -> None:
     [
         (lambda w: w[1:], "expected one input part for each gate of the input weights"),
         (lambda w: (w[0], *w[2:]), "expected one recurrent part for each gate"),
-        (lambda w: (*w, w[0]), "expected input weights, and one weight at most of every kind"),
+        (lambda w: (w[0], *w), "expected input weights, and one weight at most of every kind"),
         (
-            lambda w: (*w, Weight("other", UNIT, ("q",))),
+            lambda w: (*w, Weight("other", BIAS, ("q",))),
             r"other: expected gates of \('f', 'n'\), got \('q',\)",
         ),
     ],
@@ -706,7 +706,8 @@ def test_weights_that_do_not_fit(weights: Callable[..., Any], message: str) -> N
 
 def test_two_numbers_a_step() -> None:
     cell = made()
-    terms = (StepInput("other"), *cell.phases[1].pre_activations)
+    first, *rest = cell.phases[1].pre_activations
+    terms = (first, StepInput("other"), *rest)
     phase = Phase(terms, ("n",), mix_forward, mix_backward)
     with pytest.raises(ValueError, match=r"^cell 'own': expected at most one step input"):
         Cell("own", cell.gates, cell.states, cell.weights, (cell.phases[0], phase), "made up")

@@ -19,13 +19,12 @@ def plainly(cell: Cell, I: int, H: int, lanes: int, weights: Any, by_columns: bo
     """What the kernel should write, element by element."""
     places, unit = packed_weights(cell, I, H, lanes, by_columns), padded(H, lanes)
     packed = np.zeros(places.size)
-    if not by_columns:
-        constants = packed[: len(cell.pre_activations) * unit].reshape(-1, unit)
-        for weight in vector_weights(cell):
-            if weight.name in weights:
-                gates = weights[weight.name].reshape(-1, H)
-                for gate, term in zip(gates, terms_of_vector(cell, weight), strict=True):
-                    constants[term, :H] += gate
+    constants = packed[: len(cell.pre_activations) * unit].reshape(-1, unit)
+    for weight in vector_weights(cell):
+        if weight.name in weights:
+            gates = weights[weight.name].reshape(-1, H)
+            for gate, term in zip(gates, terms_of_vector(cell, weight), strict=True):
+                constants[term, :H] += gate
     for part in places.parts:
         weight, K = cell.weight_of(part.kind), I if part.kind == INPUT else H
         assert weight is not None

@@ -69,7 +69,7 @@ SCALAR = re.compile(
     r"^\s+(v?(mul|div|fmadd\d+|sqrt)s[sd]\s.*|f(mul|div|madd|nmadd|msub|sqrt)\s+[sdh]\d.*)$",
     re.MULTILINE,
 )
-NORMALISES = r"\w (forward|backward)$"
+NORMALISES = r"\w (forward|backward|statistics|input norm, backward)$"
 
 
 def compile_for(target: Target, dtype: str, cells: tuple[str, ...], cache: Path) -> dict[str, Any]:
@@ -121,5 +121,5 @@ def test_kernels_of_every_target(case: tuple[str, str, tuple[str, ...]], tmp_pat
         ]
         assert not unknown, kernel
         assert re.search(NORMALISES, kernel) or not SCALAR.findall(assembly), kernel
-        if re.search(r"product|equations, phase \d$", kernel):
+        if "product" in kernel:
             assert re.search(target.multiply, assembly), kernel

@@ -34,9 +34,9 @@ Python; they use tuples, arithmetic and `primitives`, nothing else.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from .. import primitives
@@ -427,5 +427,5 @@ def functions_called(functions: list[Callable[..., Any]]) -> list[Callable[..., 
             continue
         found[function] = None
         named = (function.__globals__.get(name) for name in function.__code__.co_names)
-        left += [f for f in named if inspect.isfunction(f)]
+        left += [f for f in named if isinstance(f, FunctionType)]
     return list(found)

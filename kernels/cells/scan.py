@@ -125,12 +125,12 @@ def _paragru_backward(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
     return (d_r * h, d_z * h, d_n * h * r, d_r, d_z, d_n), (before,), ()
 
 
-def _narrow_normal(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) -> Any:
+def _narrow_normal(rng: Any, shape: tuple[int, ...], hidden_size: int) -> Any:
     """Normal, of variance 4 / (5 H)."""
     return rng.normal(0, (4 / (5 * hidden_size)) ** 0.5, shape)
 
 
-def _slow_updates(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) -> Any:
+def _slow_updates(rng: Any, shape: tuple[int, ...], hidden_size: int) -> Any:
     """Zeros, but for the update gate, which goes from 0 to -1 over the units."""
     bias = np.zeros((3, hidden_size))
     bias[1] = -np.linspace(0, 1, hidden_size)
