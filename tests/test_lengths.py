@@ -11,6 +11,7 @@ from problems import (
     ALL_CELLS,
     DTYPES,
     ROW_CELLS,
+    SHIPPED_CELLS,
     as_members,
     assert_close,
     assert_same_bits,
