@@ -88,7 +88,7 @@ def make_backward_pass() -> Callable[..., None]:
         norm,  # (5, normalised gates * H) float64: mean, one over the deviation, scale; gradients
         #        of scale and shift, written; or (0, 0)
         dx_out,  # (N, T, I), any strides; added to where valid
-        dstep_out,  # (N, T, 1), any strides; added to where valid; (N, T, 0) without step input
+        dstep_out,  # (N, T, 1), any strides; added to where valid; (0, 0, 0) without step input
         dstate_out,  # like `initial`; gradients of the final state, which become the initial one's
         dweight_ih_out,  # (gates * H, I); written, likewise the next ones
         dweight_hh_out,  # (gates * H, H)
