@@ -194,27 +194,36 @@ def _check_backward(
         ends, weights = (*after, *earlier, *new), (*dstate, *dvalues)
         return sum(end * weight for end, weight in zip(ends, weights, strict=True))
 
-    _, new = phase.forward(a, state, earlier)
-    units = a[: phase.unit_weights]
-    given = phase.backward(state[0], (*earlier, *new, *units), dstate, dvalues)
+    given = _gradients_of(cell, number, a, state, earlier, dstate, dvalues)
     where = f"backward of phase {number}"
     groups = (
-        ("pre-activations", _term_names(phase), a),
-        ("states", [f"d{name}" for name in cell.states], state),
-        ("values", [f"d{name}" for name in names], earlier),
+        [_term_names(phase), a],
+        [[f"d{name}" for name in cell.states], state],
+        [[f"d{name}" for name in names], earlier],
     )
-    if not isinstance(given, tuple) or len(given) != len(groups):
-        raise TypeError(f"{where}: expected three tuples, got {given!r}")
-    for place, (what, labels, arguments) in enumerate(groups):
-        if len(given[place]) != len(arguments):
-            raise ValueError(
-                f"{where}: expected gradients of {len(arguments)} {what}, got {len(given[place])}"
-            )
+    for place, (labels, arguments) in enumerate(groups):
         for index, label in enumerate(labels):
             moved = [list(a), list(state), list(earlier)]
             moved[place][index] = arguments[index] + 1j * _STEP
             want = np.imag(loss(*map(tuple, moved))) / _STEP
             _check_equal(f"{where}: {label}", given[place][index], want)
+
+
+def _gradients_of(
+    cell: Cell, number: int, a: Any, state: Any, earlier: Any, dstate: Any, dvalues: Any
+) -> Any:
+    """What backward of a phase gives, if it is as much as it should be."""
+    phase, where = cell.phases[number], f"backward of phase {number}"
+    _, new = phase.forward(a, state, earlier)
+    units = a[: phase.unit_weights]
+    given = phase.backward(state[0], (*earlier, *new, *units), dstate, dvalues)
+    expected = {"pre-activations": len(a), "states": len(state), "values": len(earlier)}
+    if not isinstance(given, tuple) or len(given) != len(expected):
+        raise TypeError(f"{where}: expected three tuples, got {given!r}")
+    for (what, count), gradients in zip(expected.items(), given, strict=True):
+        if len(gradients) != count:
+            raise ValueError(f"{where}: expected gradients of {count} {what}, got {len(gradients)}")
+    return given
 
 
 def _check_operand(
@@ -269,7 +278,7 @@ def _check_structure(cell: Any) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", cell.name):
         raise ValueError(f"cell: expected a name of a-z, 0-9 and _, got {cell.name!r}")
     for weight in cell.weights:
-        if not re.fullmatch(r"[a-z_]+", weight.name):
+        if not re.fullmatch(r"[a-z][a-z_]*", weight.name) or weight.name == "items":
             raise ValueError(f"weight {weight.name!r}: expected a name of a-z and _")
     state: Any = tuple(np.full(_UNITS, 0.5) for _ in cell.states)
     values: Any = ()
@@ -293,6 +302,18 @@ def _check_structure(cell: Any) -> None:
             raise TypeError(f"{where}: expected (state, values), got {result!r}")
         before = state
         state, new = result
+        if len(new) == len(phase.values) and len(state) == len(before):
+            seen = [np.zeros(_UNITS)] * (len(values) + len(new))
+            try:
+                _gradients_of(cell, number, a, before, values, before, tuple(seen))
+                _, dvalues = phase.operand.gradient(before[0], values, before[0])
+            except (IndexError, NameError, AttributeError) as error:
+                raise ValueError(f"backward of phase {number}: it does not run: {error}") from error
+            if len(dvalues) > len(values):
+                raise ValueError(
+                    f"operand of phase {number}: expected gradients of {len(values)} values, "
+                    f"got {len(dvalues)}"
+                )
         if len(state) != len(cell.states) or len(new) != len(phase.values):
             raise ValueError(
                 f"{where}: expected {len(cell.states)} states and {len(phase.values)} values, "

@@ -34,7 +34,7 @@ class Gradients(_Gradients):
         For cells that take one; no member of the tuple.
     """
 
-    attention: Any
+    attention: Any = None
 
     def __new__(cls, x: Any, h0: State, params: Params, attention: Any = None) -> Self:
         gradients = super().__new__(cls, x, h0, params)

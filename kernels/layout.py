@@ -250,7 +250,8 @@ class PackedWeights(NamedTuple):
 
     def start_of(self, plan: PhasePlan, kind: str) -> int:
         """Where the weights of one kind and phase lie; 0 if there are none."""
-        found = [p.start for p in self.parts if p.plan is plan and p.kind == kind]
+        number = plan.number
+        found = [p.start for p in self.parts if p.plan.number == number and p.kind == kind]
         return found[0] if found else 0
 
 

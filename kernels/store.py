@@ -123,8 +123,12 @@ def functions_digest(functions: Iterable[Callable[..., Any]]) -> str | None:
     for function in functions:
         if function.__closure__:
             return None
-        # The file alone would not tell two of its lambdas apart.
+        # The file alone would not tell two of its lambdas apart, nor what was imported into it.
         digest.update(_code_digest(function.__code__))
+        named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+        numbers = {name: v for name, v in named.items() if isinstance(v, int | float)}
+        defaults = function.__defaults__, function.__kwdefaults__
+        digest.update(repr((sorted(numbers.items()), defaults)).encode())
         if not function.__module__.startswith(f"{__package__}."):
             paths.add(inspect.getsourcefile(function))
     for path in sorted(str(p) for p in paths):
@@ -177,7 +181,15 @@ def cell_digest(cell: Cell) -> str | None:
     equations = functions_digest(cell.functions)
     if equations is None:
         return None
-    forms = [(phase.pre_activations, phase.values, phase.norm) for phase in cell.phases]
+    # Of each phase its functions too: the digest above does not say which is which.
+    forms = [
+        (
+            *(p.pre_activations, p.values, p.norm),
+            *(_code_digest(f.__code__) for f in (p.forward, p.backward)),
+            *(_code_digest(f.__code__) for f in (p.operand.value, p.operand.gradient)),
+        )
+        for p in cell.phases
+    ]
     weights = [(w.name, w.kind, w.gates, w.part) for w in cell.weights]
     parts = (cell.name, cell.gates, cell.states, weights, cell.norm, forms, equations)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

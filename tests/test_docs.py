@@ -43,13 +43,13 @@ def load(name: str) -> Any:
 ABOUT = load("equations").ABOUT
 
 
-def run(*args: str | Path, timeout: int = 300) -> str:
+def run(*args: str | Path, cwd: Path = ROOT, timeout: int = 300) -> str:
     """Output of Python, with this very fastgru, which must not fail."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
         [sys.executable, *map(str, args)],
         env=os.environ | {"PYTHONPATH": path, "MPLBACKEND": "Agg"},
-        cwd=ROOT,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -62,11 +62,11 @@ def run(*args: str | Path, timeout: int = 300) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_code_of_a_page_runs(page: Path) -> None:
+def test_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     if page.stem == "threads":
         pytest.importorskip("joblib")
     count = len(load("run_blocks").blocks(page.read_text("utf-8")))
-    out = run(DOCS / "run_blocks.py", page)
+    out = run(DOCS / "run_blocks.py", page, cwd=tmp_path)
     assert out.splitlines()[-1].endswith(f": {count} blocks")
 
 

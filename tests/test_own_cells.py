@@ -592,9 +592,9 @@ def three_terms(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
             r"forward of phase 0: expected 1 states and 1 values, got 1 and 0",
         ),
         (
-            {"values": ("n", "u", "s")},
+            {"values": ("n", "u")},
             ValueError,
-            r"forward of phase 1: expected 1 states and 3 values, got 1 and 4",
+            r"forward of phase 1: expected 1 states and 2 values, got 1 and 3",
         ),
         (
             {"gate_forward": too_many_states},
@@ -610,9 +610,9 @@ def three_terms(h: Any, values: Any, dstate: Any, dvalues: Any) -> Any:
         ),
         ({"gated": with_numpy}, ValueError, r"operand of phase 1: with_numpy uses 'np'"),
         (
-            {"weights": (*made().weights[:2], Weight("diag2", UNIT, ("n",)), made().weights[3])},
+            {"weights": (*made().weights[:3], Weight("bias2", BIAS, ("f", "n")))},
             ValueError,
-            r"weight 'diag2': expected a name of a-z and _",
+            r"weight 'bias2': expected a name of a-z and _",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", None) if isinstance(value, type) else None,

@@ -344,9 +344,31 @@ class Cell:
                 f"cell {self.name!r}: expected input weights, and one weight at most of every kind "
                 f"but biases and weights of units; got {kinds}"
             )
-        if len(self.step_inputs) > 1:
+        terms = self.pre_activations
+        given = [t for t in terms if isinstance(t, StepInput)]
+        if len(given) > 1:
+            raise ValueError(f"cell {self.name!r}: expected at most one step input, got {given}")
+        taken = sorted((t.weight, t.gate) for t in terms if isinstance(t, UnitWeight))
+        listed = sorted((w.name, g) for w in self.weights if w.kind == UNIT for g in w.gates)
+        if taken != listed:
             raise ValueError(
-                f"cell {self.name!r}: expected at most one step input, got {self.step_inputs}"
+                f"cell {self.name!r}: expected each weight of units in one phase, {listed}; "
+                f"got {taken}"
+            )
+        alone = [t.gate for t in self.sums if not t.input and not t.recurrent]
+        if len(set(alone)) != len(alone):
+            raise ValueError(f"cell {self.name!r}: expected one bias alone a gate, got {alone}")
+        norms = {w.kind: w.gates for w in self.weights if w.kind in KINDS[4:]}
+        needed = {NORM_SCALE, NORM_MEAN, NORM_VARIANCE} if self.norm else set()
+        if not needed <= norms.keys() <= needed | ({NORM_SHIFT} if self.norm else set()):
+            raise ValueError(
+                f"cell {self.name!r}: expected weights of kinds {sorted(needed)} for its batch "
+                f"norm, got {sorted(norms)}"
+            )
+        if set(norms.values()) - {self.input_gates}:
+            raise ValueError(
+                f"cell {self.name!r}: expected a batch norm's weights to have the gates "
+                f"{self.input_gates}, got {norms}"
             )
 
     @functools.cached_property

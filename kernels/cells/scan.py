@@ -66,8 +66,10 @@ def _minlstm_forward(a: Any, state: Any, values: Any) -> Any:
     """
     a_f, a_i, a_n = a
     (h,) = state
-    low = a_f - relu(a_f - a_i)
-    low = low - relu(low)
+    larger = is_positive(a_f - a_i)
+    unit = one_like(a_f)
+    low = larger * a_i + (unit - larger) * a_f
+    low = low * (unit - is_positive(low))  # the least of a_f, a_i and 0
     one, of_f, of_i = exp(low), exp(low - a_f), exp(low - a_i)
     total = one + of_i + one + of_f
     f = (one + of_i) / total
