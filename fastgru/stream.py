@@ -187,6 +187,10 @@ class Stream:
         rows : int, sequence of int, or (N,) array of bool, optional
             The samples whose sequences start again; all by default.
 
+        Returns
+        -------
+        None
+
         Raises
         ------
         TypeError, ValueError
@@ -304,7 +308,12 @@ class Stream:
             self._call.elsewhere(self._operands, out=out)
 
     def copy(self) -> "Stream":
-        """A stream over the same packed weights that goes on from the same state by itself."""
+        """A stream over the same packed weights that goes on from the same state by itself.
+
+        Returns
+        -------
+        Stream
+        """
         made = Stream(self._packed, self._batch_size)
         made.state = self.state
         return made
