@@ -236,7 +236,7 @@ def test_equations_are_one_loop_of_the_widest_vectors(compiled: dict[str, Code],
     (lines,) = innermost_loops(code.assembly)
     assert not [line for line in lines if line.startswith("call")]
     arithmetic = [line for line in lines if re.match(r"v(mul|div|add|sub|fn?m(add|sub))", line)]
-    assert len(arithmetic) > 8
+    assert len(arithmetic) >= 8
     for line in arithmetic:
         assert re.match(r"v\w+ps\s", line), line
         assert set(re.findall(r"%([xyz])mm", line)) == {code.target.register}, line
@@ -246,5 +246,6 @@ def test_equations_are_one_loop_of_the_widest_vectors(compiled: dict[str, Code],
 def test_values_of_equations_stay_in_registers(compiled: dict[str, Code], name: str) -> None:
     """Forward, with constants, there can be a few more than registers; then a few are stored."""
     (lines,) = innermost_loops(compiled[name].assembly)
-    stored = [line for line in lines if is_store(line) and re.search(r"%r[sb]p", line)]
+    # With an index it is an array: both registers may be used for anything else.
+    stored = [line for line in lines if is_store(line) and re.search(r"\(%r[sb]p\)", line)]
     assert len(stored) <= (len(lines) // 25 if "forward" in name else 0), "\n".join(lines)
