@@ -16,9 +16,18 @@ from .barrier import join, prefetch_run, row_block_of, turns, wait
 from .calling import call_at, record
 from .equations import Strided
 from .float_mode import enter_ieee_mode, restore_mode
-from .forward import first_of_strip
 from .normalise import normalise_rows_backward
-from .product import Extent, Factors, Panels, Prefetch, Sums, TileCounts, share_of_strip
+from .product import (
+    Extent,
+    Factors,
+    Panels,
+    Prefetch,
+    Sums,
+    TileCounts,
+    first_of_strip,
+    share_of_strip,
+)
+from .row_product import RowExtent, RowFactors, RowSums
 from .rows import (
     add_row,
     make_state_rows,
@@ -64,8 +73,9 @@ class BackwardPhase(NamedTuple):
     recurrent: int  # first that the operand feeds
     recurrents: int  # how many it feeds
     product: int  # address of the product with one gate
+    row_product: int  # and of that for one row
     weights: int  # where the recurrent weights lie in packed weights
-    operand_gradient: int  # address
+    operand_gradient: int  # address of what passes the operand's gradient on; 0 where it is h
     operand: int  # where the operand goes in a row of `d`
     full_rows: int  # of `TileCounts` of that product, likewise the next ones
     full_panels: int
@@ -79,7 +89,7 @@ _PHASE = len(BackwardPhase._fields)
 
 def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
     """Build the product that makes an operand's gradient in one step: strips of panels."""
-    fill_zero, _ = make_sweeps(lanes)
+    fill_zero = make_sweeps(lanes).fill_zero
 
     def multiply(phase, plan, sums, d, weights, units, running_rows, step, H, ahead, ahead_size):
         # sums, d, weights: pointers, of the step's first row; ahead: pointer to the values that the
@@ -88,6 +98,12 @@ def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
             fill_zero(sums, row * plan.h_row, units.vectors * lanes)
         panel = phase.recurrents * H * lanes
         first_panel = pointer(weights, phase.weights + units.first * phase.recurrents * H)
+        if running_rows == 1:
+            call_at(
+                phase.row_product, RowSums(sums, 0), RowFactors(d, plan.unit), first_panel,
+                RowExtent(phase.recurrents, H, units.vectors), step,
+            )  # fmt: skip
+            return
         tiles = TileCounts(phase.full_rows, phase.full_panels, phase.pairs)
         share = share_of_strip(
             ahead_size, running_rows, units.vectors, phase.recurrents * H,
@@ -115,7 +131,7 @@ def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
 
 def make_backward(lanes: int, itemsize: int) -> Callable[..., None]:
     """Build the backward loop of one layer and direction."""
-    fill_zero, _ = make_sweeps(lanes)
+    fill_zero, add = make_sweeps(lanes).fill_zero, make_sweeps(lanes).add
     load_state, store_state = make_state_rows(lanes)
     multiply = _make_multiply(lanes, itemsize)
 
@@ -224,6 +240,11 @@ def make_backward(lanes: int, itemsize: int) -> Callable[..., None]:
                         phase, plan, doperand, of_recurrents, weights, units, running_rows, step, H,
                         ahead, ahead_size,
                     )  # fmt: skip
+                    if phase.operand_gradient == 0:  # the operand is h
+                        for row in range(running_rows):
+                            at = row * plan.h_row
+                            add(dstate, at + units.first, doperand, at, width)
+                        continue
                     operand_out = Strided(pointer(d, phase.operand + units.first), plan.d_row, 0)
                     call_at(
                         phase.operand_gradient, own_h, own_doperand, own_values, own_dstate,

@@ -21,6 +21,7 @@ from . import backward, backward_pass, equations, forward, gradients, normalise,
 from . import maths as _maths  # noqa: F401 - teaches Numba the primitives that cells call
 from .cache import KernelCache
 from .product import Extent, Factors, Panels, Prefetch, Sums, make_product
+from .row_product import RowExtent, RowFactors, RowSums, make_row_product
 from .simd import lanes_of
 
 _OPTIONS: dict[str, Any] = {
@@ -115,6 +116,16 @@ def _product_types(dtype: types.Type) -> dict[str, types.Type]:
         "panels": _record(Panels, ("memory",), dtype),
         "prefetch": _record(Prefetch, ("panels", "memory"), dtype),
         "extent": types.NamedUniTuple(types.intp, len(Extent._fields), Extent),
+    }
+
+
+def _row_product_types(dtype: types.Type) -> dict[str, types.Type]:
+    """Types of the parameters of products of one row."""
+    return {
+        "sums": _record(RowSums, ("memory",), dtype),
+        "factors": _record(RowFactors, ("memory",), dtype),
+        "weights": types.CPointer(dtype),
+        "extent": types.NamedUniTuple(types.intp, len(RowExtent._fields), RowExtent),
     }
 
 
@@ -269,6 +280,14 @@ def product_kernel(gates: int, dtype: np.dtype[Any]) -> Kernel:
 
 
 @functools.cache
+def row_product_kernel(gates: int, dtype: np.dtype[Any]) -> Kernel:
+    """`row_product.make_row_product`, compiled."""
+    kinds = _row_product_types(numba.from_dtype(dtype))
+    function = make_row_product(gates, lanes(dtype), dtype.itemsize)
+    return Kernel(_compile(function, dtype, kinds, str(gates), **_CALLED_BY_ADDRESS))
+
+
+@functools.cache
 def forward_kernel(states: int, dtype: np.dtype[Any]) -> ThreadedKernel:
     """`forward.make_forward`, compiled."""
     function = forward.make_forward(lanes(dtype), dtype.itemsize)
@@ -358,23 +377,16 @@ def backward_equations(cell: Cell, number: int, dtype: np.dtype[Any]) -> Kernel:
 
 @functools.cache
 def operand_gradient(cell: Cell, number: int, dtype: np.dtype[Any]) -> Kernel | None:
-    """`equations.make_operand_gradient`, compiled; None where nothing multiplies the operand."""
+    """`equations.make_operand_gradient`, compiled.
+
+    None where the operand is h, and where nothing multiplies it.
+    """
     plan, operand = phase_plans(cell)[number], cell.phases[number].operand
-    if plan.recurrents == 0:
+    if plan.recurrents == 0 or operand is HIDDEN:
         return None
-    if operand is HIDDEN:
-        return _hidden_gradient(dtype)
     make = equations.make_operand_gradient
     function = make(operand, plan.first_value, lanes(dtype))
     return _equations_kernel(function, cell, number, dtype)
-
-
-@functools.cache
-def _hidden_gradient(dtype: np.dtype[Any]) -> Kernel:
-    """That of h itself, for all cells."""
-    function = equations.make_operand_gradient(HIDDEN, 0, lanes(dtype))
-    kinds = _equation_types(numba.from_dtype(dtype))
-    return Kernel(_compile(function, dtype, kinds, "h", **_CALLED_BY_ADDRESS))
 
 
 def kernel_makers(cell: Cell, dtype: np.dtype[Any]) -> dict[str, Callable[[], Kernel]]:
@@ -400,6 +412,10 @@ def kernel_makers(cell: Cell, dtype: np.dtype[Any]) -> dict[str, Callable[[], Ke
         makers["input norm, backward"] = functools.partial(input_norm_kernel, dtype)
     for gates in sorted(gates_of_products(cell)):
         makers[f"product, {gates} gates"] = functools.partial(product_kernel, gates, dtype)
+    for gates in sorted({1} | {plan.recurrents for plan in phase_plans(cell)} - {0}):
+        makers[f"product, one row, {gates} gates"] = functools.partial(
+            row_product_kernel, gates, dtype
+        )
     if cell.phases[0].operand is not HIDDEN:
         makers["first operand"] = functools.partial(first_operand, cell, dtype)
     for plan in phase_plans(cell):
@@ -408,7 +424,7 @@ def kernel_makers(cell: Cell, dtype: np.dtype[Any]) -> dict[str, Callable[[], Ke
         makers[f"equations, phase {n}, backward"] = functools.partial(
             backward_equations, cell, n, dtype
         )
-        if plan.recurrents:
+        if plan.recurrents and cell.phases[n].operand is not HIDDEN:
             makers[f"operand, phase {n}, backward"] = functools.partial(
                 operand_gradient, cell, n, dtype
             )

@@ -7,7 +7,7 @@ steps call them by their addresses, as they call the product, so these loops kno
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..cells import HIDDEN, Cell, Operand, functions_called
+from ..cells import Cell, Operand, functions_called
 from ..layout import phase_plans
 from .simd import add_vectors, jitable, load_vectors, store_vectors, zero_vectors
 
@@ -142,18 +142,6 @@ def make_operand_gradient(operand: Operand, earlier_values: int, lanes: int) -> 
     """Build what passes an operand's gradient on: to h, and to the values of earlier phases."""
     gradient, value = _compiled(operand.gradient), _compiled(operand.value)
 
-    if operand is HIDDEN:
-        # Its rows are h's, which whoever needs them has.
-        def write_down(operand_out, at, h, values):
-            return
-
-    else:
-
-        def write_down(operand_out, at, h, values):
-            store_vectors(operand_out, at, 0, (value(h, values),))
-
-    keep = jitable(write_down)
-
     def operand_gradient(
         h,  # Strided: h before the step
         doperand,  # Strided
@@ -176,6 +164,7 @@ def make_operand_gradient(operand: Operand, earlier_values: int, lanes: int) -> 
                 dh, dv = gradient(before, earlier, d)
                 store_vectors(dstate.memory, at, 0, add_vectors(so_far, (dh,)))
                 store_vectors(dvalues.memory, at_dv, dvalues.member, add_vectors(dearlier, dv))
-                keep(operand_out.memory, row * operand_out.row + unit, before, earlier)
+                multiplied = (value(before, earlier),)
+                store_vectors(operand_out.memory, row * operand_out.row + unit, 0, multiplied)
 
     return operand_gradient

@@ -20,10 +20,28 @@ from .calling import call_at, record
 from .equations import Strided
 from .float_mode import enter_ieee_mode, restore_mode
 from .normalise import float_of, normalise_rows
-from .product import Extent, Factors, Panels, Prefetch, Sums, TileCounts, share_of_strip
+from .product import (
+    Extent,
+    Factors,
+    Panels,
+    Prefetch,
+    Sums,
+    TileCounts,
+    first_of_strip,
+    share_of_strip,
+)
+from .row_product import RowExtent, RowFactors, RowSums
 from .rows import load_row, make_state_rows, running, store_row, time_index, units_of
-from .simd import inlined, jitable, make_sweeps, pointer, select_pointer
-from .tuning import ENOUGH_SUM_BYTES, FIRST_CACHE, STRIP_BITS
+from .simd import (
+    inlined,
+    jitable,
+    load_vectors,
+    make_sweeps,
+    pointer,
+    select_pointer,
+    store_vectors,
+)
+from .tuning import STRIP, STRIP_BITS
 
 
 class ForwardPlan(NamedTuple):
@@ -63,6 +81,7 @@ class ForwardPhase(NamedTuple):
     recurrent: int  # first that the operand feeds
     recurrents: int  # how many it feeds
     product: int  # address of the product with so many gates
+    row_product: int  # and of that for one row
     weights: int  # where the recurrent weights lie in packed weights
     full_rows: int  # of `TileCounts` of that product, likewise the next ones
     full_panels: int
@@ -74,39 +93,16 @@ class ForwardPhase(NamedTuple):
 _PLAN, _PHASE = len(ForwardPlan._fields), len(ForwardPhase._fields)
 
 
-@jitable
-def strip_bits(rows, vectors, sum_bytes, panel_bytes):
-    """Logarithm of the size of a step's strips, by what a vector's sums and its weights take.
-
-    One row takes vectors one by one where the first-level cache has room for one, but not for all:
-    then the last one is still there when the next step starts with it. Forward takes 3 to 7 % less
-    time so for 64 to 96 units (EPYC), 2 to 3 % for 128 of a GRU. Two rows gain nothing, and where
-    one vector has too few sums, it takes 15 to 25 % more.
-    """
-    leaves_some = panel_bytes <= FIRST_CACHE < vectors * panel_bytes
-    if rows == 1 and leaves_some and sum_bytes >= ENOUGH_SUM_BYTES:
-        return 0
-    return STRIP_BITS
-
-
-@jitable
-def first_of_strip(number, vectors, bits, step):
-    """First vector of a step's next strip, of ceil(vectors / 2^bits).
-
-    Every other step goes from the last strip to the first: where the weights are too many for a
-    cache, those read last are still in it. One row of 256 or 512 units gains 2 to 5 %. After its
-    last strip comes the same one again, as the next step of one phase starts there.
-    """
-    last = (vectors - 1) >> bits
-    number = min(number, last)
-    if step % 2 == 1:
-        number = last - number
-    return number << bits
-
-
 def _make_project(lanes: int, itemsize: int) -> Callable[..., None]:
     """Build the projection of a phase: constants and, where x feeds it, W x, of a time block."""
-    _, copy = make_sweeps(lanes)
+
+    @jitable
+    def spread(to, i, to_row, source, j, rows, count):
+        # Copy some vectors to each row; vector by vector, as copies of rows took 3 % of forward.
+        for at in range(0, count, lanes):
+            vector = load_vectors(source, j + at, 0, 1)
+            for row in range(rows):
+                store_vectors(to, row * to_row + i + at, 0, vector)
 
     def project(phase, plan, work, weights, units, rows, I):
         # work, weights: pointers
@@ -125,16 +121,18 @@ def _make_project(lanes: int, itemsize: int) -> Callable[..., None]:
                 Prefetch(first_panel, first_panel, 0, 0),
                 Extent(1, I, rows, units.vectors),
             )  # fmt: skip
-        for row in range(rows):
-            pre = plan.pre + row * plan.pre_row + units.first
-            for at in range(phase.first, phase.constants_end, plan.unit):
-                copy(work, pre + at, weights, at + units.first, units.vectors * lanes)
-            for at in range(phase.inputs_end, phase.end, plan.unit):
-                copy(work, pre + at, weights, at + units.first, units.vectors * lanes)
-            if phase.step_input >= 0:
+        pre = pointer(work, plan.pre + units.first)
+        constants = pointer(weights, units.first)
+        for at in range(phase.first, phase.constants_end, plan.unit):
+            spread(pre, at, plan.pre_row, constants, at, rows, units.vectors * lanes)
+        for at in range(phase.inputs_end, phase.end, plan.unit):
+            spread(pre, at, plan.pre_row, constants, at, rows, units.vectors * lanes)
+        if phase.step_input >= 0:
+            for row in range(rows):
                 number = work[plan.x + (row + 1) * plan.x_row - 1]
+                first = row * plan.pre_row + phase.step_input
                 for unit in range(units.vectors * lanes):
-                    work[pre + phase.step_input + unit] = number
+                    pre[first + unit] = number
 
     return inlined(project)
 
@@ -142,26 +140,25 @@ def _make_project(lanes: int, itemsize: int) -> Callable[..., None]:
 def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
     """Build a phase's recurrent product for one step, strip by strip."""
 
-    def multiply(
-        phase, plan, sums, operand, weights, units, running_rows, rows, step, H, values, saves
-    ):
+    def multiply(phase, plan, sums, operand, weights, units, running_rows, step, H, values, saves):
         # sums, operand, weights, values: pointers; saves: elements of `values` that all rows keep,
         # if they are to be prefetched
         panel = H * phase.recurrents * lanes
         first_panel = pointer(weights, phase.weights + units.first * H * phase.recurrents)
+        if running_rows == 1:
+            call_at(
+                phase.row_product, RowSums(sums, plan.unit), RowFactors(operand, 0), first_panel,
+                RowExtent(1, H, units.vectors), step,
+            )  # fmt: skip
+            return
         tiles = TileCounts(phase.full_rows, phase.full_panels, phase.pairs)
         # The values saved are written to lines that are in no cache.
         share = share_of_strip(
             saves, running_rows, units.vectors, H, units.vectors * panel * itemsize, tiles
         )
-        # By the rows of the row block, the same in every step: 1 to 4 % of a small step.
-        # More strips than `share_of_strip` counts are those of one row, which fills no tile and
-        # prefetches nothing.
-        sum_bytes = phase.recurrents * lanes * itemsize
-        bits = strip_bits(rows, units.vectors, sum_bytes, panel * itemsize)
-        for strip in range((units.vectors + (1 << bits) - 1) >> bits):
-            vector = first_of_strip(strip, units.vectors, bits, step)
-            next_vector = first_of_strip(strip + 1, units.vectors, bits, step)
+        for strip in range((units.vectors + STRIP - 1) // STRIP):
+            vector = first_of_strip(strip, units.vectors, STRIP_BITS, step)
+            next_vector = first_of_strip(strip + 1, units.vectors, STRIP_BITS, step)
             of_strip = Sums(pointer(sums, vector * lanes), plan.pre_row, plan.unit)
             call_at(
                 phase.product,
@@ -173,7 +170,7 @@ def _make_multiply(lanes: int, itemsize: int) -> Callable[..., None]:
                     pointer(first_panel, next_vector * panel),
                     pointer(values, strip * share.strip), share.tile, share.round,
                 ),
-                Extent(1, H, running_rows, min(1 << bits, units.vectors - vector)),
+                Extent(1, H, running_rows, min(STRIP, units.vectors - vector)),
             )  # fmt: skip
 
     return inlined(multiply)
@@ -183,7 +180,7 @@ def make_forward(lanes: int, itemsize: int) -> Callable[..., None]:
     """Build the forward pass of one layer and direction."""
     load_state, store_state = make_state_rows(lanes)
     project, multiply = _make_project(lanes, itemsize), _make_multiply(lanes, itemsize)
-    _, copy = make_sweeps(lanes)
+    copy = make_sweeps(lanes).copy
 
     def forward(
         table,  # a ForwardPlan, then a ForwardPhase for each phase
@@ -274,8 +271,8 @@ def make_forward(lanes: int, itemsize: int) -> Callable[..., None]:
                                     prefetch_run(operand, row * plan.h_row, H, itemsize)
                             sums = pointer(pre, phase.recurrent + units.first)
                             multiply(
-                                phase, plan, sums, operand, weights, units, running_rows, rows,
-                                step, H, values, saves,
+                                phase, plan, sums, operand, weights, units, running_rows, step, H,
+                                values, saves,
                             )  # fmt: skip
                             if phase.norm_values >= 0:
                                 normalise_rows(

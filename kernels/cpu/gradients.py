@@ -12,7 +12,7 @@ from .calling import call_at, record
 from .float_mode import enter_ieee_mode, restore_mode
 from .product import Extent, Factors, Panels, Prefetch, Sums, tile_shapes
 from .rows import accumulate_row, load_row, prefetch_ahead, previous_h, step_of, time_index
-from .simd import add_vectors, inlined, jitable, load_vectors, make_sweeps, pointer, store_vectors
+from .simd import inlined, jitable, load_vectors, make_sweeps, pointer
 from .transpose import store_square, transposed
 from .tuning import (
     BLOCK_ROWS,
@@ -53,7 +53,7 @@ class WeightProduct(NamedTuple):
     sums_size: int  # of all strips
     panels: int  # in which columns are taken, of (ROWS_AT_ONCE, panel_row)
     panel_columns: int  # of each; the last one may have fewer
-    panel_row: int
+    panel_row: int  # from row to row of a panel; 0 where all are the same
     panel_size: int
 
 
@@ -81,7 +81,7 @@ def rows_at_once(rows, threads):
 
 def make_input_gradient(lanes: int) -> Callable[..., None]:
     """Build ``dx += W^T d`` for the pre-activations of one phase."""
-    fill_zero, _ = make_sweeps(lanes)
+    fill_zero = make_sweeps(lanes).fill_zero
 
     def input_gradient(
         table,  # an InputProduct is there
@@ -144,16 +144,7 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
     Packed rows are summed BLOCK_ROWS at a time, then these sums, then, of very many, sums of those:
     one sum over all rows rounded 10 to 20 times worse at 24 576 rows.
     """
-    fill_zero, copy = make_sweeps(lanes)
-
-    @jitable
-    def add(sums, to, start, count):
-        # sums: pointer; whole vectors of it, from two indices
-        for at in range(0, count, lanes):
-            total = add_vectors(
-                load_vectors(sums, to + at, 0, 1), load_vectors(sums, start + at, 0, 1)
-            )
-            store_vectors(sums, to + at, 0, total)
+    fill_zero, copy, add = make_sweeps(lanes)
 
     @jitable
     def write(sums, strip, width, gate_rows, unit, H, dweight_out):
@@ -175,11 +166,9 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
             load_row(source, n, t, column, to, at, count)
         elif of.source == FROM_HIDDEN:
             previous_h(source, h0, layer, n, step, t, reverse, column, to, at, count)
-        elif of.source == FROM_OPERAND:
+        else:
             whole = (count + lanes - 1) // lanes * lanes
             copy(to, at, d_of_row, of.operand + column, whole)
-        else:
-            to[at] = 1
 
     def weight_gradient(
         table,  # a WeightProduct is there
@@ -220,6 +209,8 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
         strips, strip_size = of.strips, of.strip_size
         zeros = of.panels * of.panel_size  # (width,)
         fill_zero(work, zeros, width)
+        if of.source == FROM_ONE:
+            work[0] = 1
         previous = 1 if reverse else -1
         shift = 0 if of.source == FROM_INPUT else previous
         is_gathered = of.source == FROM_INPUT or of.source == FROM_HIDDEN
@@ -234,7 +225,8 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
             rows = min(ROWS_AT_ONCE, end - start)
             sum_is_full = has_totals and start // ROWS_OF_A_SUM != (start + rows) // ROWS_OF_A_SUM
             step = step_of(offset, start)
-            for i in range(rows):
+            # All rows of `work` are one where each is 1.
+            for i in range(0 if of.source == FROM_ONE else rows):
                 while start + i >= offset[step + 1]:
                     step += 1
                 row = start + i - offset[step]
@@ -286,11 +278,11 @@ def make_weight_gradient(lanes: int, itemsize: int) -> Callable[..., None]:
                             Extent(1, block_rows, count, 1),
                         )  # fmt: skip
                     if is_last_panel and sum_is_full:
-                        add(sums, so_far + to_totals, so_far, strip_size)
+                        add(sums, so_far + to_totals, sums, so_far, strip_size)
                         fill_zero(sums, so_far, strip_size)
                     if is_last and start + rows == end and is_last_panel:
                         if has_totals:
-                            add(sums, so_far, so_far + to_totals, strip_size)
+                            add(sums, so_far, sums, so_far + to_totals, strip_size)
                         write(pointer(sums, so_far), strip, width, gate_rows, unit, H, dweight_out)
         if begin == end:  # no sample takes these steps, the first ones to come
             for strip in range(worker, strips, workers):

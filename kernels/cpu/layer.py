@@ -242,8 +242,12 @@ class Backward:
         How the weights are laid out.
     input_name, recurrent_name : str
         Of the matrices.
-    vectors : list of tuple
-        Name and shape of each vector of weights that there is.
+    gradients : list of tuple
+        Name and shape of each gradient that the kernels make, in the order of the weights.
+    vectors : list of str
+        Names of the vectors of weights that there are.
+    no_vectors : tuple of array
+        What is passed after their gradients, for as many as kernels take.
     """
 
     def __init__(self, of: Layer, names: tuple[str, ...]) -> None:
@@ -254,9 +258,12 @@ class Backward:
             weight.name if (weight := cell.weight_of(kind)) else "" for kind in (INPUT, RECURRENT)
         )
         every = vector_weights(cell)
-        self.vectors = [(w.name, w.shape(of.I, of.H)) for w in every if w.name in names]
+        self.vectors = [weight.name for weight in every if weight.name in names]
+        made = (self.input_name, self.recurrent_name, *self.vectors)
+        shapes = {weight.name: weight.shape(of.I, of.H) for weight in cell.weights}
+        self.gradients = [(name, shapes[name]) for name in names if name in made]
         self.vectors_passed = build.vectors_passed(len(every))
-        self.no_vectors = (of.nothing,) * self.vectors_passed
+        self.no_vectors = (of.nothing,) * (self.vectors_passed - len(self.vectors))
         self.no_norm = np.empty((0, 0))
         places = vector_places(cell).reshape(-1, 3)
         # Vectors that are there, one after the other.
@@ -268,11 +275,12 @@ class Backward:
         self._norm_table = _NO_BARRIER if of.norm is None else of.norm.table
         terms = len(cell.pre_activations) if has_constants else 0
         self.constants_shape = terms * of.H, 1
-        self._pool = pool(dtype)
+        size, of_dtype = self._pass.sums_size, pool(dtype)
+        self._sums_buffers = of_dtype.buffers(size), of_dtype.buffers(2 * size)
 
     def sums_buffers(self, rows: int) -> Buffers:
         """Where the sums of the gradients of weights come from, over so many packed rows."""
-        return self._pool.buffers(self._pass.sums_size * (2 if needs_totals(rows) else 1))
+        return self._sums_buffers[needs_totals(rows)]
 
     def on(self, schedule: Schedule) -> Callable[..., None]:
         """The backward pass with its first arguments, which are the same for all calls."""

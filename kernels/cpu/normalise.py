@@ -118,7 +118,7 @@ def norm_worker_size(x_row: int, pre_row: int) -> int:
 
 def _make_input_parts(lanes: int) -> Callable[..., None]:
     """Build W x of some packed rows, in the workspace after the rows of x."""
-    fill_zero, _ = make_sweeps(lanes)
+    fill_zero = make_sweeps(lanes).fill_zero
 
     def input_parts(table, order, lengths, offset, x, reverse, packed, begin, rows, work):
         # x: (N, T, I), any strides; packed: pointer to packed weights; work: pointer

@@ -14,7 +14,7 @@ from .layer import Schedule, layer_for
 from .packed import Array, Weights
 from .threads import Pace, allowed_threads, is_small
 from .tuning import ROWS_WORTH_READING
-from .workspace import aligned
+from .workspace import Buffers, aligned
 
 
 class Recurrence:
@@ -46,6 +46,7 @@ class Recurrence:
         self.work = self.layer.row_work * max(self.total, ROWS_WORTH_READING)
         self._kept_ends: Array | None = None
         self._kept_pace_work: int | None = None
+        self._kept_gradients_buffers: Buffers | None = None
         self._nothing = self.layer.nothing
         self._no_step_input = np.empty((0, 0, 0), dtype)
         # Of calls so short that nothing about them is decided or noted each time.
@@ -66,6 +67,12 @@ class Recurrence:
             rows = np.maximum(rows[rows > 0], ROWS_WORTH_READING)
             self._kept_pace_work = self.layer.row_work * int(rows.sum())
         return self._kept_pace_work
+
+    def _gradients_buffers(self) -> Buffers:
+        """Where the gradients of pre-activations come from."""
+        if self._kept_gradients_buffers is None:
+            self._kept_gradients_buffers = self.layer.gradients_buffers(self.ragged)
+        return self._kept_gradients_buffers
 
     def _ends(self) -> Array:
         """Where the time blocks that backward takes end, the last ones first, and 0."""
@@ -233,7 +240,7 @@ class Recurrence:
         Returns
         -------
         dict of str to array
-            Gradients of the trainable weights, by name.
+            Gradients of the trainable weights, by name, in their order.
         """
         of = self.layer
         schedule, pace = self._short_schedule, None
@@ -245,15 +252,8 @@ class Recurrence:
         start = time.perf_counter()  # a kernel's compilation is not the pace of a call
         for number, member in enumerate(dinitial_out):
             member[layer] = 0 if dfinal is None else dfinal[number][layer]
-        gradients: dict[str, Array] = {}
-        for name in (parts.input_name, parts.recurrent_name):
-            if name in weights:
-                gradients[name] = np.empty(weights[name].shape, of.dtype)
-        vectors = parts.no_vectors
-        if parts.vectors:
-            made = [np.empty(shape, of.dtype) for _, shape in parts.vectors]
-            gradients.update(zip([name for name, _ in parts.vectors], made))
-            vectors = (*made, *vectors[len(made) :])
+        gradients = {name: np.empty(shape, of.dtype) for name, shape in parts.gradients}
+        vectors = (*[gradients[name] for name in parts.vectors], *parts.no_vectors)
         if len(initial) == 1:
             initial, dinitial_out = initial + initial, dinitial_out + dinitial_out
         if dstep_out is None:
@@ -263,7 +263,7 @@ class Recurrence:
             packed_inputs = of.norm.packing.pack_plain(weights)
             norm = of.norm.for_backward(weights, statistics)
         by_columns, sums_buffers = parts.by_columns, parts.sums_buffers(self.total)
-        packed, d_buffers = by_columns.pack(weights), of.gradients_buffers(self.ragged)
+        packed, d_buffers = by_columns.pack(weights), self._gradients_buffers()
         sums, d, work = (
             sums_buffers.acquire(), d_buffers.acquire(), schedule.backward_buffers.acquire()
         )  # fmt: skip
@@ -283,8 +283,8 @@ class Recurrence:
             schedule.backward_buffers.release(work)
         if of.norm is not None:
             gradients.update(of.norm.gradients(weights, norm))
+            gradients = {name: gradients[name] for name in weights if name in gradients}
             of.norm.packing.give_back(packed_inputs)
         if pace is not None:
             pace.record(schedule.threads, time.perf_counter() - start, self.pace_work())
-        # In the order of the weights.
-        return {name: gradients[name] for name in weights if name in gradients}
+        return gradients

@@ -167,7 +167,7 @@ def previous_h(y, initial, layer, n, step, t, reverse, column, buffer, start, co
 
 def make_state_rows(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
     """Build ``load_state`` and ``store_state``, for some units of the rows of a row block."""
-    fill_zero, _ = make_sweeps(lanes)
+    fill_zero = make_sweeps(lanes).fill_zero
 
     @jitable
     def load_state(members, states, layer, order, first, rows, units, state, plan):

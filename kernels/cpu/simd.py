@@ -321,10 +321,19 @@ def add_vectors(typing: Any, vectors: Any, addends: Any) -> Any:
     return vectors(vectors, addends), emit
 
 
-def make_sweeps(lanes: int) -> tuple[Any, Any]:
-    """Build ``fill_zero(to, i, count)`` and ``copy(to, i, source, j, count)``.
+class Sweeps(NamedTuple):
+    """Loops over whole vectors of flat memory."""
 
-    For flat arrays and whole numbers of vectors. Loops over single elements stay scalar: Numba's
+    fill_zero: Any  # (to, i, count)
+    copy: Any  # (to, i, source, j, count)
+    add: Any  # (to, i, source, j, count)
+
+
+@functools.cache
+def make_sweeps(lanes: int) -> Sweeps:
+    """Build these loops.
+
+    Loops over single elements stay scalar: Numba's
     index may wrap around and arrays may overlap, for all that LLVM knows.
     """
 
@@ -338,4 +347,10 @@ def make_sweeps(lanes: int) -> tuple[Any, Any]:
         for at in range(0, count, lanes):
             store_vectors(to, i + at, 0, load_vectors(source, j + at, 0, 1))
 
-    return fill_zero, copy
+    @jitable
+    def add(to, i, source, j, count):
+        for at in range(0, count, lanes):
+            total = add_vectors(load_vectors(to, i + at, 0, 1), load_vectors(source, j + at, 0, 1))
+            store_vectors(to, i + at, 0, total)
+
+    return Sweeps(fill_zero, copy, add)

@@ -49,10 +49,15 @@ class Kernels(NamedTuple):
     equations: tuple[build.Kernel, ...]
     operands: tuple[build.Kernel | None, ...]  # forward: the first one's alone; backward: gradients
     products: dict[int, build.Kernel]
+    row_products: dict[int, build.Kernel]
 
     def product(self, gates: int) -> int:
         """Address of the product with so many gates; 0 without gates."""
         return self.products[gates].address if gates else 0
+
+    def row_product(self, gates: int) -> int:
+        """Address of the product of one row with so many gates; 0 without gates."""
+        return self.row_products[gates].address if gates else 0
 
 
 def _address(kernel: build.Kernel | None) -> int:
@@ -62,11 +67,13 @@ def _address(kernel: build.Kernel | None) -> int:
 def forward_kernels(cell: Cell, dtype: np.dtype[Any]) -> Kernels:
     """Those that the forward loop calls."""
     plans = phase_plans(cell)
-    gates = {n for plan in plans for n in (plan.inputs, plan.recurrents) if n}
+    recurrents = {plan.recurrents for plan in plans} - {0}
+    gates = recurrents | {plan.inputs for plan in plans} - {0}
     return Kernels(
         tuple(build.forward_equations(cell, plan.number, dtype) for plan in plans),
         (build.first_operand(cell, dtype),),
         {n: build.product_kernel(n, dtype) for n in sorted(gates)},
+        {n: build.row_product_kernel(n, dtype) for n in sorted(recurrents)},
     )
 
 
@@ -77,6 +84,7 @@ def backward_kernels(cell: Cell, dtype: np.dtype[Any]) -> Kernels:
         tuple(build.backward_equations(cell, plan.number, dtype) for plan in plans),
         tuple(build.operand_gradient(cell, plan.number, dtype) for plan in plans),
         {n: build.product_kernel(n, dtype) for n in sorted(build.gates_of_products(cell))},
+        {1: build.row_product_kernel(1, dtype)},
     )
 
 
@@ -111,6 +119,7 @@ def forward_table(
             recurrent=p.first_recurrent * unit,
             recurrents=p.recurrents,
             product=kernels.product(p.recurrents),
+            row_product=kernels.row_product(p.recurrents),
             weights=packed.start_of(p, RECURRENT),
             full_rows=tiles.full_rows,
             full_panels=tiles.full_panels,
@@ -141,6 +150,7 @@ def backward_table(of: "Layer", kernels: Kernels, loop: LoopPlan, block_rows: in
             recurrent=p.first_recurrent * rows.unit,
             recurrents=p.recurrents,
             product=kernels.product(1),
+            row_product=kernels.row_product(1),
             weights=packed.start_of(p, RECURRENT),
             operand_gradient=_address(kernels.operands[p.number]),
             operand=(terms + max(0, p.packed_operand)) * rows.unit,
@@ -203,11 +213,14 @@ def pass_table(of: "Layer", kernels: Kernels, has_constants: bool) -> PassTable:
         vectors = strip_vectors(count)
         width = vectors * of.lanes
         strips, strip_size = -(-count * rows.unit // width), padded(columns, of.lanes) * width
+        panels = _column_panels(columns, of.lanes)
+        if source == FROM_ONE:
+            panels = panels._replace(row=0)
         products.append(
             WeightProduct(
                 source, operand, first * rows.unit, len(gates), count, vectors,
                 kernels.product(vectors), full_columns(vectors), strips, strip_size,
-                strips * strip_size, *_column_panels(columns, of.lanes),
+                strips * strip_size, *panels,
             )
         )  # fmt: skip
         gates.extend(of_weight)

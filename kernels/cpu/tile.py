@@ -67,6 +67,39 @@ class Ahead(NamedTuple):
     advance: Any  # how many bytes further in each round
 
 
+def chunks_of(builder: Any, segments: Any, K: Any) -> Any:
+    """The chunks of so many segments of this length."""
+    integer = K.type
+    shift = integer(CHUNK.bit_length() - 1)
+    return builder.mul(segments, builder.ashr(builder.add(K, integer(CHUNK - 1)), shift))
+
+
+def moved(builder: Any, group: Any, distance: Any) -> Any:
+    """Sums, factors or panels that begin so many elements later."""
+    return group._replace(memory=builder.gep(group.memory, [distance]))
+
+
+@contextmanager
+def while_left(
+    builder: Any, counter: Any, limit: Any, needed: int, step: int | None = None
+) -> Iterator[None]:
+    """``while counter + needed <= limit: ...; counter += step``, by default `needed`."""
+    integer = limit.type
+    test, body, end = (builder.append_basic_block(n) for n in ("test", "body", "end"))
+    builder.branch(test)
+    builder.position_at_end(test)
+    before = builder.load(counter)
+    # Not `before + needed <= limit`: where a loop has become empty, LLVM then counts its rounds by
+    # a division of 128 bits, a function that no Arm process has (LLVM 20 to 22).
+    end_of_starts = builder.sub(limit, integer(needed - 1))
+    builder.cbranch(builder.icmp_signed("<", before, end_of_starts), body, end)
+    builder.position_at_end(body)
+    yield
+    builder.store(builder.add(before, integer(step or needed)), counter)
+    builder.branch(test)
+    builder.position_at_end(end)
+
+
 @contextmanager
 def _count_up(builder: Any, limit: Any, name: str) -> Iterator[tuple[Any, Any]]:
     """``for i in range(limit)`` for limit >= 1; gives i and the function that carries a value.
