@@ -41,7 +41,7 @@ from .simd import (
     select_pointer,
     store_vectors,
 )
-from .tuning import STRIP, STRIP_BITS
+from .tuning import ROWS_OF_COPY, STRIP, STRIP_BITS
 
 
 class ForwardPlan(NamedTuple):
@@ -98,11 +98,13 @@ def _make_project(lanes: int, itemsize: int) -> Callable[..., None]:
 
     @jitable
     def spread(to, i, to_row, source, j, rows, count):
-        # Copy some vectors to each row; vector by vector, as copies of rows took 3 % of forward.
-        for at in range(0, count, lanes):
-            vector = load_vectors(source, j + at, 0, 1)
-            for row in range(rows):
-                store_vectors(to, row * to_row + i + at, 0, vector)
+        # Copy some vectors to each row; a few rows at once, as row by row took 3 % of forward.
+        for first in range(0, rows, ROWS_OF_COPY):
+            last = min(first + ROWS_OF_COPY, rows)
+            for at in range(0, count, lanes):
+                vector = load_vectors(source, j + at, 0, 1)
+                for row in range(first, last):
+                    store_vectors(to, row * to_row + i + at, 0, vector)
 
     def project(phase, plan, work, weights, units, rows, I):
         # work, weights: pointers

@@ -20,6 +20,10 @@ FIRST_CACHE = 24 * 1024
 # forward it cost 10 %, for x as for y.
 ROWS_AHEAD = 8
 
+# Rows that get a copy of one vector before they get the next one: more would leave the first-level
+# cache in between, fewer spend the time on counting.
+ROWS_OF_COPY = 8
+
 # --- products -------------------------------------------------------------------------------------
 
 # Products that one accumulator sums; then it is added to the sums in memory. Results depend on it.
