@@ -116,6 +116,27 @@ def test_equations(
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("maker", ["make_forward_units", "make_backward_units"])
+@pytest.mark.parametrize(
+    "cell", [name for name in SHIPPED_CELLS if not CELLS[name].recurrent_gates]
+)
+def test_cells_without_a_recurrent_product(
+    cell: str,
+    maker: str,
+    dtype: str,
+    capability: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from fastgru.kernels.cuda.loops import units
+
+    kernel = assembled(monkeypatch, getattr(units, maker)(CELLS[cell]), dtype, capability)
+    # They are few, as each goes through all steps: half of the threads need not fit.
+    check(kernel, dtype, 2 * MOST_REGISTERS[dtype], tmp_path)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("module", "maker", "cell"),
     [

@@ -19,7 +19,9 @@ from fastgru.kernels.cells import CELLS
 def test_no_loop_that_has_never_run_on_a_gpu_is_chosen(simulated: Library) -> None:
     for cell in CELLS:
         for H in (1, 32, 512):
-            assert chosen(draw(cell, (1, 1, 1, H), dtype="float32"), simulated) == "steps"
+            alone = not CELLS[cell].recurrent_gates
+            loop = chosen(draw(cell, (1, 1, 1, H), dtype="float32"), simulated)
+            assert loop == ("units" if alone else "steps")
 
 
 def test_loops_that_the_environment_names(simulated: Library, use_loops: UseLoops) -> None:
@@ -39,7 +41,7 @@ def test_loops_that_the_environment_names(simulated: Library, use_loops: UseLoop
         assert chosen(problem, simulated) == found
         assert loops.enabled()[-1] is loops.STEPS
     use_loops("graph,exchange")
-    assert [loop.name for loop in loops.enabled()] == ["graph", "exchange", "steps"]
+    assert [loop.name for loop in loops.enabled()] == ["graph", "exchange", "units", "steps"]
 
 
 def test_results_by_named_loops(simulated: Library, use_loops: UseLoops) -> None:
@@ -57,7 +59,7 @@ def test_unknown_loops_are_refused(
     problem = simulated.take(draw("gru"))
     message = (
         "FASTGRU_CUDA_LOOPS: expected names of 'resident', 'exchange', 'cluster', 'graph', "
-        "'steps', got 'residant'"
+        "'units', 'steps', got 'residant'"
     )
     use_loops("graph,residant")
     with pytest.raises(ValueError, match=f"^{message}$"):
@@ -142,7 +144,7 @@ def test_loops_take_turns_in_benchmarks(
         assert list(row["host"]) == list(row["seconds"])
         assert all(min(laps) > 0 for laps in row["host"].values())
     assert "steps 1000000" in capsys.readouterr().out
-    assert loops.enabled() == (loops.STEPS,)
+    assert loops.enabled() == loops.DEFAULTS
     assert [p for p in graph.of_thread.passes.values() if hasattr(p.arrays, "dy")]
     with pytest.raises(SystemExit):
         compare_peers.main(["--loops"])
@@ -156,14 +158,15 @@ def test_show_config_names_the_gpu_and_the_loops(
 ) -> None:
     import cupy
 
+    note = "(the first that suits a layer; FASTGRU_CUDA_LOOPS may name others)"
     fastgru.show_config()
     shown = capsys.readouterr().out
     assert "GPU               simulated, compute capability 90" in shown
-    assert "loops on it       steps (FASTGRU_CUDA_LOOPS may name others)\n" in shown
+    assert f"loops on it       units, steps {note}\n" in shown
     use_loops("resident,graph")
     fastgru.show_config()
     shown = capsys.readouterr().out
-    assert "loops on it       resident, graph, steps (the first that suits a layer)\n" in shown
+    assert f"loops on it       resident, graph, units, steps {note}\n" in shown
 
     def no_device() -> None:
         raise RuntimeError("cudaErrorNoDevice")

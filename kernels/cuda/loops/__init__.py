@@ -1,13 +1,15 @@
 """How a layer gets through its time steps: the one table of loops.
 
-`steps` is the default: plain kernels, none of which waits for another, and cuBLAS. The other loops
-are **unproven**: compiled and emulated, but never run on a GPU, where a mistake in one could hang
-it. They are used only if the environment variable FASTGRU_CUDA_LOOPS names them, as in
+`units` and `steps` are the defaults: plain kernels, none of which waits for another, and cuBLAS.
+The other loops are **unproven**: compiled and emulated, but never run on a GPU, where a mistake in
+one could hang it. They are used only if the environment variable FASTGRU_CUDA_LOOPS names them, as
+in
 
     FASTGRU_CUDA_LOOPS=resident,graph
 
-The first of those named that suits a layer takes it, else `steps` does. The variable is read when
-the loop of a layer is chosen: in the first call for its cell, sizes, device and precision.
+The first of those named that suits a layer takes it, else the first default that does. The variable
+is read when the loop of a layer is chosen: in the first call for its cell, sizes, device and
+precision.
 """
 
 import functools
@@ -47,9 +49,14 @@ class TimeLoop(NamedTuple):
         return run
 
 
+UNITS = TimeLoop(
+    "units", "cells without a recurrent product: one launch for many steps, a thread for each unit"
+)
 STEPS = TimeLoop(
     "steps", "any cell and size; every product at the speed of cuBLAS, two or three launches a step"
 )
+
+DEFAULTS = UNITS, STEPS
 
 UNPROVEN = (
     TimeLoop(
@@ -70,11 +77,11 @@ UNPROVEN = (
     ),
 )
 
-LOOPS = {loop.name: loop for loop in (*UNPROVEN, STEPS)}
+LOOPS = {loop.name: loop for loop in (*UNPROVEN, *DEFAULTS)}
 
 
 def enabled() -> tuple[TimeLoop, ...]:
-    """The loops that are tried, in this order: those that the environment names, then `steps`.
+    """The loops that are tried, in this order: those that the environment names, then the defaults.
 
     Raises
     ------
@@ -86,7 +93,7 @@ def enabled() -> tuple[TimeLoop, ...]:
     if unknown:
         known = ", ".join(map(repr, LOOPS))
         raise ValueError(f"{VARIABLE}: expected names of {known}, got {', '.join(unknown)!r}")
-    return (*[LOOPS[name] for name in names if name], STEPS)
+    return (*[LOOPS[name] for name in names if name], *DEFAULTS)
 
 
 def choose(layer: Layer) -> TimeLoop:
@@ -96,7 +103,5 @@ def choose(layer: Layer) -> TimeLoop:
 
 def describe() -> str:
     """The loops that are tried."""
-    names = [loop.name for loop in enabled()]
-    if names == [STEPS.name]:
-        return f"{STEPS.name} ({VARIABLE} may name others)"
-    return f"{', '.join(dict.fromkeys(names))} (the first that suits a layer)"
+    names = ", ".join(dict.fromkeys(loop.name for loop in enabled()))
+    return f"{names} (the first that suits a layer; {VARIABLE} may name others)"
