@@ -1,0 +1,5 @@
+"""Weights of other libraries, in and out: PyTorch, Keras, ONNX, RTNeural, and plain arrays."""
+
+from .found import Found, Layer
+
+__all__ = ["Found", "Layer"]
