@@ -1,6 +1,6 @@
 """What readers give: the recurrent layers of a file, with where each weight came from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ class Layer:
     sources : mapping of str to str
         For each key of ``params.to_dict()``, what it was made from.
     initial : tuple of array
-        The initial state that the file gives, as `forward` takes its members, (L * D, H) each; empty
-        where it gives none.
+        The initial state that the file gives, as `forward` takes its members, (L * D, H) each;
+        empty where it gives none.
     notes : tuple of str
         What else a user should know, a sentence each.
     """
@@ -62,7 +62,7 @@ class Found(Mapping[str, Layer]):
     left_out : tuple of str
     """
 
-    def __init__(self, origin: str, layers: Any, left_out: Any = ()) -> None:
+    def __init__(self, origin: str, layers: Iterable[Layer], left_out: Iterable[str] = ()) -> None:
         self.origin = origin
         self.left_out = tuple(left_out)
         self._layers = {layer.name: layer for layer in layers}
