@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..params import Params
 
 
@@ -31,6 +33,26 @@ class Layer:
     sources: Mapping[str, str]
     initial: tuple[Any, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The initial state for a batch, as `forward` takes it.
+
+        Parameters
+        ----------
+        batch_size : int
+            Number of samples, N.
+
+        Returns
+        -------
+        array, tuple of array or None
+            (L * D, N, H), the same for all samples; a pair for the LSTM; None where the file gives
+            none.
+        """
+        members = tuple(
+            np.broadcast_to(member[:, None], (len(member), batch_size, member.shape[-1]))
+            for member in self.initial
+        )
+        return members if len(members) > 1 else next(iter(members), None)
 
     def __repr__(self) -> str:
         return f"Layer({self.name!r}, {self.params!r})"
