@@ -157,7 +157,7 @@ def gate_named(cell: str, gate: str) -> str:
         If the cell has no such gate.
     """
     own: tuple[str, ...] = CELLS[cell].gates
-    for name in (gate, *_ALIASES.get(gate, "")):
+    for name in [gate, *_ALIASES.get(gate, "")]:
         if name in own:
             return name
     raise ValueError(f"cell {cell!r} has no gate {gate!r}: its gates are {', '.join(own)}")
