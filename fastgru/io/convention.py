@@ -156,8 +156,9 @@ def gate_named(cell: str, gate: str) -> str:
     ValueError
         If the cell has no such gate.
     """
-    own: tuple[str, ...] = CELLS[cell].gates
-    for name in [gate, *_ALIASES.get(gate, "")]:
+    own = CELLS[cell].gates
+    names: list[str] = [gate, *_ALIASES.get(gate, "")]
+    for name in names:
         if name in own:
             return name
     raise ValueError(f"cell {cell!r} has no gate {gate!r}: its gates are {', '.join(own)}")
