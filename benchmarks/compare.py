@@ -17,8 +17,6 @@ from tqdm import tqdm
 import fastgru
 from fastgru import demo
 from fastgru.kernels.cells import CELLS
-from fastgru.kernels.layout import multiply_adds
-from fastgru.saved import bytes_kept
 
 from . import peers, turns
 
@@ -31,6 +29,8 @@ MODES = ("forward", "train", "step")
 
 def _calls(cell: str, hidden_size: int) -> tuple[fastgru.Params, dict[str, Callable[[], Any]], int]:
     """Params of a cell, what is timed for each mode, and the bytes that training keeps."""
+    from fastgru.saved import bytes_kept  # not above: asv imports this file at earlier commits
+
     rng = np.random.default_rng(0)
     params = fastgru.init_params(INPUTS, hidden_size, cell=cell, rng=rng)
     packed = fastgru.pack(params)
@@ -59,6 +59,8 @@ def _calls(cell: str, hidden_size: int) -> tuple[fastgru.Params, dict[str, Calla
 
 
 def _facts(cell: str, params: fastgru.Params, kept: int) -> dict[str, Any]:
+    from fastgru.kernels.layout import multiply_adds  # likewise
+
     table, H = CELLS[cell], params.hidden_size
     return {
         "cell": cell,

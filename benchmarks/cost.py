@@ -9,6 +9,7 @@ pictures on the site's page about performance are drawn from these files.
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,19 +49,22 @@ def _with(axis: str, size: int) -> Shape:
     return T, B, I, H
 
 
+def timed(mode: str, shape: Shape, cells: tuple[str, ...], rounds: int) -> dict[str, float]:
+    """Seconds of a call of each cell, medians over the rounds."""
+    contenders = []
+    for cell in cells:
+        ways = getattr(peers.FastGRU(0), mode)(Problem.draw(cell, *shape, "float32"))
+        contenders.append(turns.Contender.fastest(cell, ways))
+    turns.play(contenders, rounds)
+    return {one.name: median(one.rounds) for one in contenders}
+
+
 def measure(rounds: int) -> list[dict[str, Any]]:
-    """Seconds of a call, medians over the rounds."""
-    found: list[dict[str, Any]] = []
-    todo = [(mode, *point) for mode in MODES for point in points()]
-    for mode, axis, shape, cells in tqdm(todo, unit="shape"):
-        contenders = []
-        for cell in cells:
-            ways = getattr(peers.FastGRU(0), mode)(Problem.draw(cell, *shape, "float32"))
-            contenders.append(turns.Contender.fastest(cell, ways))
-        turns.play(contenders, rounds)
-        seconds = {one.name: median(one.rounds) for one in contenders}
-        found.append({"mode": mode, "axis": axis, "shape": shape, "seconds": seconds})
-    return found
+    """All of it."""
+    return [
+        {"mode": mode, "axis": axis, "shape": shape, "seconds": timed(mode, shape, cells, rounds)}
+        for mode, (axis, shape, cells) in tqdm(list(product(MODES, points())), unit="shape")
+    ]
 
 
 def report(found: list[dict[str, Any]]) -> str:

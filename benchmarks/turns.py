@@ -87,7 +87,11 @@ def machine_facts(threads: int) -> dict[str, str]:
     with contextlib.redirect_stdout(io.StringIO()) as text:
         fastgru.show_config()
     facts |= {line[:17].strip(): line[17:].strip() for line in text.getvalue().splitlines()}
-    facts = {label: text for label, text in facts.items() if "cupy" not in label}
+    # Where kernels are kept is of no interest to those who read results.
+    no_facts = "cupy", "compiled kernels"
+    facts = {
+        label: text for label, text in facts.items() if not any(no in label for no in no_facts)
+    }
     facts["fastgru"] = fastgru.__version__
     for peer in peers.PEERS[1:]:
         facts[peer.name] = peers.version_of(peer)

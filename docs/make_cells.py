@@ -12,6 +12,7 @@ import equations
 
 import fastgru
 from fastgru.kernels.cells import CELLS, INPUT, RECURRENT, Cell, Weight
+from fastgru.kernels.layout import multiply_adds
 
 I, H = 32, 128  # what numbers are given for
 LIBRARIES = ("PyTorch", "Keras", "ONNX", "cuDNN")
@@ -58,7 +59,7 @@ def overview() -> str:
     for name in fastgru.cells():
         cell, names = CELLS[name], equations.ABOUT[name].names
         known = [first_name(names.get(library, "")) for library in LIBRARIES]
-        numbers = (f"{parameters(cell):,}", f"{multiplications(cell):,}")
+        numbers = (f"{parameters(cell):,}", f"{multiply_adds(cell, I, H):,}")
         rows.append((f"[{name}](#{anchor(name)})", ", ".join(cell.gates), *numbers, *known))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
@@ -82,7 +83,7 @@ def section(cell: Cell) -> str:
     facts = [
         f"States: {', '.join(f'`{state}`' for state in cell.states)}.",
         f"Parameters: {formula(cell, True)} = {parameters(cell):,}.",
-        f"Multiplications a step: {formula(cell, False)} = {multiplications(cell):,}.",
+        f"Multiplications a step: {formula(cell, False)} = {multiply_adds(cell, I, H):,}.",
         f"Source: {source(cell.source)}.",
         *([f"Elsewhere: {'; '.join(names)}."] if names else []),
     ]
@@ -127,11 +128,6 @@ def formula(cell: Cell, vectors: bool) -> str:
 def parameters(cell: Cell) -> int:
     """Numbers that are trained."""
     return sum(math.prod(w.shape(I, H)) for w in cell.weights if w.is_trainable)
-
-
-def multiplications(cell: Cell) -> int:
-    """Of the products of one step of one sample."""
-    return H * (len(cell.input_gates) * I + len(cell.recurrent_gates) * H)
 
 
 def source(text: str) -> str:

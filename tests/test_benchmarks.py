@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -52,6 +53,14 @@ def test_peers_are_loaded_when_they_are_asked(module: str) -> None:
 def of_fastgru(mode: str, problem: problems.Problem) -> peers.Way:
     (way,) = getattr(peers.FastGRU(1), mode)(problem).values()
     return way
+
+
+def test_benchmarks_can_be_imported_at_earlier_commits() -> None:
+    """asv imports all files of the folder, with whatever fastgru it measures."""
+    for path in Path(problems.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastgru."):
+                assert node.module == "fastgru.kernels.cells", path.name
 
 
 def test_what_a_problem_counts() -> None:
