@@ -88,7 +88,7 @@ class FastGRU:
         packed, h0 = fastgru.pack(p.params), self._state(p)
         return {
             "packed": Way(
-                lambda: fastgru.forward(p.x, packed, h0, attention=p.attention),
+                lambda: fastgru.forward(p.x, packed, h0, **p.step_inputs()),
                 lambda r: read_forward(r, False),
             )
         }
@@ -97,7 +97,7 @@ class FastGRU:
         h0 = self._state(p)
 
         def run() -> Any:
-            y, h_n, saved = fastgru.forward_train(p.x, p.params, h0, attention=p.attention)
+            y, h_n, saved = fastgru.forward_train(p.x, p.params, h0, **p.step_inputs())
             return y, h_n, fastgru.backward(saved, p.dy)
 
         def read(result: Any) -> dict[str, Any]:
@@ -109,10 +109,10 @@ class FastGRU:
 
     def step(self, p: Problem) -> Ways:
         packed, x_t = fastgru.pack(p.params), p.x[:, 0]
-        of_step = None if p.attention is None else p.attention[:, 0]
+        of_step = p.step_inputs(0)
 
         def run(h: Any) -> Any:
-            return fastgru.step(x_t, packed, h, attention=of_step)[1]
+            return fastgru.step(x_t, packed, h, **of_step)[1]
 
         return {"packed": stream(run, self._state(p))}
 
@@ -122,8 +122,7 @@ class FastGRU:
         def run() -> Any:
             h = h0
             for t in range(p.x.shape[1]):
-                of_step = None if p.attention is None else p.attention[:, t]
-                _, h = fastgru.step(p.x[:, t], packed, h, attention=of_step)
+                _, h = fastgru.step(p.x[:, t], packed, h, **p.step_inputs(t))
             return h
 
         return {"packed": Way(run, read_states)}

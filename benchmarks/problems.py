@@ -84,6 +84,10 @@ class Problem:
         params = self.params.map(move)
         return Problem(self.cell, params, move(self.x), states, move(self.dy), attention)
 
+    def step_inputs(self, t: int | slice = slice(None)) -> dict[str, Any]:
+        """Arguments that the cell takes beside x, of all steps or one; earlier ones take none."""
+        return {} if self.attention is None else {"attention": self.attention[:, t]}
+
     def row_steps(self, mode: str) -> int:
         """Time steps that a call computes, counted for every row of the batch."""
         B, T, _ = self.x.shape

@@ -22,7 +22,13 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "gallery", "auto_gallery/**.ipynb", "auto_gallery/**.py*"]
+exclude_patterns = [
+    "_build",
+    "dashboard_scripts",
+    "gallery",
+    "auto_gallery/**.ipynb",
+    "auto_gallery/**.py*",
+]
 default_role = "py:obj"  # in docstrings, names stand between single backticks
 highlight_language = "none"
 suppress_warnings = ["config.cache"]
@@ -52,6 +58,8 @@ numpydoc_validation_exclude = {
 html_theme = "pydata_sphinx_theme"
 html_title = "fastgru"
 html_math_renderer = "mathml"  # the browser's own: no script, no font
+html_favicon = "_static/logo.svg"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_static_path = ["_static"]
 html_css_files = ["fastgru.css"]
 html_copy_source = False
@@ -64,7 +72,9 @@ html_theme_options = {
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],
 }
-html_sidebars = {page: [] for page in ("index", "cells", "coming_from", "guarantees")}
+html_sidebars = {
+    page: [] for page in ("index", "cells", "coming_from", "guarantees", "performance")
+}
 
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
@@ -87,8 +97,10 @@ sphinx_gallery_conf = {
 def write_pages(app: Any) -> None:
     """The pages that are made from what stands elsewhere."""
     import make_cells
+    import make_performance
 
     write(HERE / "cells.md", make_cells.page())
+    write(HERE / "performance.md", make_performance.page())
     for name, source in (("benchmarks", "benchmarks/README.md"), ("changelog", "CHANGELOG.md")):
         write(HERE / f"{name}.md", of_the_site((HERE.parent / source).read_text("utf-8")))
 
@@ -109,6 +121,14 @@ def source_read(app: Any, name: str, content: list[str]) -> None:
     """Links of the pages that are read on GitHub, too."""
     if name in ("architecture", "experiments"):
         content[0] = of_the_site(content[0])
+
+
+def add_dashboard(app: Any, exception: Exception | None) -> None:
+    """asv's pages, beside the others."""
+    import dashboard
+
+    if exception is None and app.builder.format == "html":
+        dashboard.publish(Path(app.outdir) / "asv")
 
 
 def visit_math(self: Any, node: Any) -> None:
@@ -135,6 +155,7 @@ def setup(app: Any) -> None:
     # Before the gallery's, and before Sphinx looks which pages there are.
     app.connect("builder-inited", write_pages, priority=1)
     app.connect("source-read", source_read)
+    app.connect("build-finished", add_dashboard)
 
 
 for needed in ("numba", "matplotlib"):
