@@ -9,6 +9,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import equations
+import make_performance
 
 import fastgru
 from fastgru.kernels.cells import CELLS, INPUT, RECURRENT, Cell, Weight
@@ -85,6 +86,7 @@ def section(cell: Cell) -> str:
         f"Parameters: {formula(cell, True)} = {parameters(cell):,}.",
         f"Multiplications a step: {formula(cell, False)} = {multiply_adds(cell, I, H):,}.",
         f"Source: {source(cell.source)}.",
+        *times(cell.name),
         *([f"Elsewhere: {'; '.join(names)}."] if names else []),
     ]
     return "\n".join(
@@ -106,6 +108,21 @@ def section(cell: Cell) -> str:
             "",
         ]
     )
+
+
+def times(name: str) -> list[str]:
+    """What was measured of a cell, a line for each machine."""
+    lines = []
+    for machine, run in make_performance.runs("family"):
+        for one in run["cells"]:
+            if one["cell"] == name:
+                found = ", ".join(
+                    f"{words} {one[f'{mode} relative']:.2f}"
+                    for mode, words in make_performance.MODES.items()
+                )
+                where = f"[{make_performance.name_of(machine)}](performance.md#all-cells)"
+                lines.append(f"Time beside the LSTM's with as many units, {where}: {found}.")
+    return lines
 
 
 def shape(weight: Weight) -> str:

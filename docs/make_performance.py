@@ -1,10 +1,11 @@
 """The page about performance: its pictures and tables, drawn from ``benchmarks/results``.
 
-    python docs/make_performance.py       # docs/performance.md and docs/_static/performance/
+    python docs/make_performance.py
 
-Building the site does the same. Results of a machine are files that the benchmarks wrote:
-``NAME.txt`` by ``compare_peers``, ``NAME-cost.json`` by ``cost``, ``NAME-family.json`` by
-``fastgru compare``. A file that is added appears on the page.
+writes performance.md, its pictures in _static/performance/, and _static/speed.png, the README's,
+which is kept in the repository. Building the site does the same, but for that last one. Results of
+a machine are files that the benchmarks wrote: ``NAME.txt`` by ``compare_peers``, ``NAME-cost.json``
+by ``cost``, ``NAME-family.json`` by ``fastgru compare``. A file that is added appears on the page.
 """
 
 import json
@@ -60,6 +61,14 @@ def name_of(machine: str) -> str:
                     for word in machine.replace("-2-cores", "").split("-"))  # fmt: skip
 
 
+def runs(kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Machines and what was measured on them, of the files of a kind."""
+    return [
+        (path.stem.removesuffix(f"-{kind}"), json.loads(path.read_text("utf-8")))
+        for path in sorted(RESULTS.glob(f"*-{kind}.json"))
+    ]
+
+
 def all_points() -> list[Point]:
     """Of all machines, at the shapes of the comparison."""
     files = sorted(p for p in RESULTS.glob("*.txt") if not p.stem.endswith("odd-sizes"))
@@ -106,6 +115,31 @@ def draw_ratios(found: Sequence[Point], mode: str) -> Any:
         panel.set(title=name_of(machine), ylabel="T, B, I, H")
     panels[0, 0].legend(fontsize="small", loc="upper right")
     panels[-1, 0].set_xlabel("time of the best other library / time of fastgru")
+    return made
+
+
+def draw_summary(found: Sequence[Point]) -> Any:
+    """Geometric means over the shapes, one thread and all."""
+    columns = sorted({(p.machine, p.threads) for p in found})
+    made, panels = figure(9, 2.9, (1, len(MODES)))
+    for panel, (mode, words) in zip(panels[0], MODES.items(), strict=True):
+        for number, (cell, colour) in enumerate(COLOURS.items()):
+            means = [
+                geometric_mean(p.ratio for p in found if (p.machine, p.threads, p.cell, p.mode)
+                               == (*column, cell, mode))
+                for column in columns
+            ]  # fmt: skip
+            places = [place + 0.4 * number - 0.2 for place in range(len(columns))]
+            bars = panel.barh(places, means, 0.38, color=colour, label=cell.upper())
+            panel.bar_label(bars, fmt="%.1f", padding=2, fontsize="small")
+        panel.axvline(1, color="0.3", lw=1)
+        panel.set(title=words, xlim=(0, 4))
+        names = [f"{name_of(m)}, {n} thread{'s' if n > 1 else ''}" for m, n in columns]
+        panel.set_yticks(range(len(columns)), names if panel is panels[0, 0] else [])
+        panel.invert_yaxis()
+    panels[0, 0].legend(fontsize="small", loc="lower right")
+    made.supxlabel("time of the fastest other library / time of fastgru, mean over 14 shapes",
+                   fontsize="medium")  # fmt: skip
     return made
 
 
@@ -228,14 +262,12 @@ def page() -> str:
             picture(f"ratio-{mode}", draw_ratios(found, mode), alt),
         ]
     parts.append(slower(found))
-    for path in sorted(RESULTS.glob("*-cost.json")):
-        run, machine = json.loads(path.read_text("utf-8")), path.stem.removesuffix("-cost")
+    for machine, run in runs("cost"):
         base = dict(zip("TBIH", run["base"], strict=True))
         alt = "Time of a call against steps, rows and units"
         parts += [COST.format(**base), picture(f"cost-{machine}", draw_cost(run), alt)]
         parts += [machine_line(machine, run), NO_PRODUCT, no_product(run)]
-    for path in sorted(RESULTS.glob("*-family.json")):
-        run, machine = json.loads(path.read_text("utf-8")), path.stem.removesuffix("-family")
+    for machine, run in runs("family"):
         alt = "Times of all cells beside the LSTM's"
         parts += [FAMILY, picture(f"family-{machine}", draw_family(run["cells"]), alt)]
         parts.append(machine_line(machine, run))
@@ -301,3 +333,4 @@ What the lines mean, how noise is kept out, and what is left to gain is on the p
 
 if __name__ == "__main__":
     (HERE / "performance.md").write_text(page(), "utf-8")
+    draw_summary(all_points()).savefig(HERE / "_static" / "speed.png", metadata={"Software": None})
