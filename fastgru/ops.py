@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 from .calls import State, call_for, call_of_sequence, prepare_step, run_on
+from .check import check_flag
 from .packed import Packed, operands_of
 from .params import Params
 from .saved import Saved, kept_by
@@ -54,6 +55,7 @@ def forward(
     attention: Any = None,
     time_major: bool = False,
     precision: str | None = None,
+    all_layers: bool = False,
 ) -> tuple[Any, State]:
     """Run a recurrent network over a batch of sequences.
 
@@ -79,11 +81,14 @@ def forward(
         operands rounded to 11 or 8 significant bits, summed in float32; the state stays float32.
         That rounding alone moves y by at most 5e-4 ("tf32") or 5e-3 ("bf16") over 256 steps, with
         normal `x` and the weights of `init_params`. NumPy arrays and float64 take None only.
+    all_layers : bool
+        Give the outputs of every layer, not of the last one alone.
 
     Returns
     -------
     y : (N, T, D*H) array
-        Outputs of the last layer, the directions side by side; 0 where a step is not valid.
+        Outputs of the last layer, the directions side by side; 0 where a step is not valid. With
+        `all_layers` a tuple of L such arrays, the last layer's last.
     h_n : (L*D, N, H) array, or a pair for the LSTM
         State after the last valid step; in the backward direction after step 0.
 
@@ -129,20 +134,27 @@ def forward(
     operands = operands_of(params)
     call = call_of_sequence(operands, x, h0, time_major, precision)
     stack = call.stack if lengths is None else call.stack_with(lengths)
+    if all_layers is not False:
+        all_layers = check_flag("all_layers", all_layers)
     if call.elsewhere and (device := call.elsewhere(operands, x=x, h0=h0)):
         options: dict[str, Any] = {"time_major": time_major, "precision": precision}
-        options |= {"lengths": lengths, "attention": attention}
+        options |= {"lengths": lengths, "attention": attention, "all_layers": all_layers}
         return run_on(device, forward, x, params, h0, **options)
     layout, initial = call.layout, call.inner_state(h0)
     if attention is not None or call.takes_attention:
         attention = call.inner_attention(attention, operands.params)
     layouts = operands.layouts or operands.lay_out()
-    final, y = stack.forward(layout.inner(x), layouts, initial, attention)
+    if all_layers:
+        final, sequences = stack.forward_of_all_layers(layout.inner(x), layouts, initial, attention)
+        y: Any = tuple([layout.outer(sequence) for sequence in sequences])
+    else:
+        final, y = stack.forward(layout.inner(x), layouts, initial, attention)
+        y = layout.outer(y)
     if layouts is not operands.layouts:
         operands.give_back(layouts)
     if call.may_overflow:
         call.warn_of_overflow(x, final)
-    return layout.outer(y), layout.outer_state(final)
+    return y, layout.outer_state(final)
 
 
 def forward_train(
@@ -158,7 +170,7 @@ def forward_train(
     """Run a recurrent network and keep what `backward` needs.
 
     Parameters, results and errors are those of `forward`, to the last bit, and there is one more
-    result.
+    result; it has no `all_layers`.
 
     Parameters
     ----------

@@ -129,6 +129,13 @@ class Stack:
             x = y
         return final, x
 
+    def forward_of_all_layers(
+        self, x: Any, layouts: Layouts, initial: States, attention: Any = None
+    ) -> tuple[States, list[Any]]:
+        """The final state and the outputs of every layer."""
+        final, (_, *sequences), _ = self._run(x, layouts, initial, attention, keep=False)
+        return final, sequences
+
     def step(self, x: Any, layouts: Layouts, initial: States, attention: Any = None) -> States:
         """The final state of one direction after one time step: `forward`, shorter still."""
         if not self._final_is_y:

@@ -390,6 +390,7 @@ for value in [1, 0, None, "no", [], 1.0, np.array(True), np.array([True, False])
     for name, call in [
         ("time_major", partial(fastgru.forward, X, GRU)),
         ("time_major", partial(fastgru.forward_train, X[0], GRU)),
+        ("all_layers", partial(fastgru.forward, X, GRU)),
         ("bidirectional", partial(fastgru.init_params, 2, 2)),
         ("bias", partial(fastgru.init_params, 2, 2)),
     ]:

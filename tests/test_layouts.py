@@ -92,6 +92,30 @@ def test_time_major_has_no_effect_without_samples(cell: str) -> None:
     assert_same_bits(*results)
 
 
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize("D", [1, 2])
+@everywhere
+def test_outputs_of_all_layers_are_those_of_lower_stacks(
+    cell: str, dtype: str, D: int, lengths: Any
+) -> None:
+    problem = draw(cell, L=3, D=D, lengths=lengths, dtype=dtype)
+    x, params, state = problem.x, problem.params, problem.state
+    outputs, h_n = fastgru.forward(x, params, state, **problem.options, all_layers=True)
+    assert type(outputs) is tuple
+    assert_same_bits((outputs[-1], h_n), problem.forward())
+    for number, y in enumerate(outputs, 1):
+        lower = fastgru.Params(cell, params.layers[:number])
+        assert problem.h0 is not None
+        h0 = as_state(tuple(h[: number * D] for h in problem.h0))
+        assert_same_bits(y, fastgru.forward(x, lower, h0, **problem.options)[0])
+    attention = None if problem.attention is None else problem.attention.T
+    turned, _ = fastgru.forward(
+        x.swapaxes(0, 1), params, state, lengths=lengths, attention=attention, time_major=True,
+        all_layers=True,
+    )  # fmt: skip
+    assert_same_bits(tuple(y.swapaxes(0, 1) for y in turned), outputs)
+
+
 def test_lengths_are_refused_without_samples() -> None:
     x, params, *_ = draw("gru")
     with pytest.raises(ValueError, match="lengths"):

@@ -71,6 +71,19 @@ def test_time_major_and_single_sequences(cell: str, cupy: Library) -> None:
     assert_close(cupy.give(alone), cupy.give(y)[0], 8 * EPS)
 
 
+def test_outputs_of_all_layers(cupy: Library) -> None:
+    problem = draw("gru", L=3, D=2, lengths=LENGTHS)
+    on_gpu = cupy.take(problem)
+    outputs, _ = fastgru.forward(
+        on_gpu.x, on_gpu.params, on_gpu.state, **on_gpu.options, all_layers=True
+    )
+    expected, _ = fastgru.forward(
+        problem.x, problem.params, problem.state, **problem.options, all_layers=True
+    )
+    for y, want in zip(outputs, expected, strict=True):
+        assert_close(cupy.give(y), want, 8 * EPS)
+
+
 @each_cell
 def test_padding_is_neither_read_nor_written(cell: str, cupy: Library) -> None:
     problem = draw(cell, L=2, D=2, lengths=LENGTHS, dtype="float32")
