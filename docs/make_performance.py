@@ -5,7 +5,8 @@
 writes performance.md, its pictures in _static/performance/, and _static/speed.png, the README's,
 which is kept in the repository. Building the site does the same, but for that last one. Results of
 a machine are files that the benchmarks wrote: ``NAME.txt`` by ``compare_peers``, ``NAME-cost.json``
-by ``cost``, ``NAME-family.json`` by ``fastgru compare``. A file that is added appears on the page.
+by ``cost``, ``NAME-latency.json`` by ``latency``, ``NAME-family.json`` by ``fastgru compare``. A
+file that is added appears on the page.
 """
 
 import json
@@ -267,6 +268,14 @@ def page() -> str:
         alt = "Time of a call against steps, rows and units"
         parts += [COST.format(**base), picture(f"cost-{machine}", draw_cost(run), alt)]
         parts += [machine_line(machine, run), NO_PRODUCT, no_product(run)]
+    for machine, run in runs("latency"):
+        labels = list(next(iter(run["quantiles"].values())))
+        rows = [
+            [name, *(f"{times[label]:.2f}" for label in labels)]
+            for name, times in run["quantiles"].items()
+        ]
+        words = LATENCY.format(steps=run["steps"], cell=run["cell"], H=run["shape"][3])
+        parts += [words, table(["µs a step", *labels], rows), machine_line(machine, run)]
     for machine, run in runs("family"):
         alt = "Times of all cells beside the LSTM's"
         parts += [FAMILY, picture(f"family-{machine}", draw_family(run["cells"]), alt)]
@@ -298,6 +307,12 @@ nearly free. It grows faster than the units: the recurrent product has H times H
 
 NO_PRODUCT = """Cells without a recurrent product need no other unit's state. How many times faster
 than the GRU they are, at a long sequence and at a batch:"""
+
+LATENCY = """## A stream, step by step
+
+How long a step of one sequence takes, {steps:,} of each, for a layer of {H} units (`{cell}`).
+`nothing` is what measuring takes, and is part of every other line. The largest times are the
+machine's: other programs that had the core."""
 
 FAMILY = """## All cells
 

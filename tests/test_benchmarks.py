@@ -19,7 +19,7 @@ from problems import SHIPPED_CELLS
 
 import fastgru
 from fastgru import __main__ as cli
-from fastgru.benchmarks import bench, peers, problems, startup, turns
+from fastgru.benchmarks import bench, cost, latency, peers, problems, startup, turns
 
 SHAPE = "3,2,4,5"
 SHORT = ("bench", "--rounds", "1", "--shape", SHAPE, "--threads", "1")
@@ -184,6 +184,26 @@ def test_bad_options_are_refused(args: list[str], capsys: pytest.CaptureFixture[
         cli.main(["bench", *args])
     assert caught.value.code == 2
     assert args[0] in capsys.readouterr().err
+
+
+def test_latencies_are_quantiles_of_single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "TURN", 50)
+    found = latency.measure("gru", (1, 1, 2, 3), steps=150)
+    assert {"nothing", "Stream.push", "Stream.push, out=", "fastgru.step"} <= found.keys()
+    for times in found.values():
+        assert list(times) == ["p50", "p99", "p99.9", "maximum"]
+        assert sorted(times.values()) == list(times.values())
+    assert latency.report(found).count("\n") == len(found)
+
+
+def test_costs_are_measured_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN", 1e-4)
+    found = cost.timed("train", (2, 1, 2, 3), ("gru", "mingru"), rounds=2)
+    assert list(found) == ["gru", "mingru"]
+    assert min(found.values()) > 0
+    changed = [[s for s, b in zip(shape, cost.BASE, strict=True) if s != b]
+               for axis, shape, _ in cost.points() if axis != "shape"]  # fmt: skip
+    assert max(map(len, changed)) == 1
 
 
 def test_a_start_is_measured_with_and_without_kernels() -> None:
