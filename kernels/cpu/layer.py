@@ -205,7 +205,7 @@ class Norm:
         self, weights: Weights, x: Array, reverse: bool, ragged: RaggedRows
     ) -> Statistics:
         """Mean and variance over all valid steps."""
-        norm = np.empty((2, self.columns))
+        norm = np.empty((4, self.columns))
         packed, work = self.packing.pack_plain(weights), self._buffers.acquire()
         try:
             self._kernel.call(self.table, *ragged, x, reverse, packed, norm, work)

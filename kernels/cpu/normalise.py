@@ -37,28 +37,73 @@ def float_of(typing, word):
     return types.float64(types.intp), emit
 
 
+# Sums over the units of a row are eight, each of every eighth unit: one vector of them, where one
+# sum would wait for each addition. What is left over goes to the first.
+
+
+@jitable
+def joined(t):
+    """The sum of eight sums, in a fixed order."""
+    return ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]))
+
+
+@jitable
+def sum_of_row(memory, start, H):
+    """Sum of the units of a row."""
+    a = b = c = d = e = f = g = h = 0.0
+    whole = H // 8 * 8
+    for j in range(start, start + whole, 8):
+        a += memory[j]
+        b += memory[j + 1]
+        c += memory[j + 2]
+        d += memory[j + 3]
+        e += memory[j + 4]
+        f += memory[j + 5]
+        g += memory[j + 6]
+        h += memory[j + 7]
+    for j in range(start + whole, start + H):
+        a += memory[j]
+    return joined((a, b, c, d, e, f, g, h))
+
+
+@jitable
+def sum_of_products(one, first, other, second, H, mean_of_one, mean_of_other):
+    """Sum of the products of two rows' units, each less a mean."""
+    a = b = c = d = e = f = g = h = 0.0
+    whole = H // 8 * 8
+    for j in range(0, whole, 8):
+        p, q = first + j, second + j
+        a += (one[p] - mean_of_one) * (other[q] - mean_of_other)
+        b += (one[p + 1] - mean_of_one) * (other[q + 1] - mean_of_other)
+        c += (one[p + 2] - mean_of_one) * (other[q + 2] - mean_of_other)
+        d += (one[p + 3] - mean_of_one) * (other[q + 3] - mean_of_other)
+        e += (one[p + 4] - mean_of_one) * (other[q + 4] - mean_of_other)
+        f += (one[p + 5] - mean_of_one) * (other[q + 5] - mean_of_other)
+        g += (one[p + 6] - mean_of_one) * (other[q + 6] - mean_of_other)
+        h += (one[p + 7] - mean_of_one) * (other[q + 7] - mean_of_other)
+    for j in range(whole, H):
+        a += (one[first + j] - mean_of_one) * (other[second + j] - mean_of_other)
+    return joined((a, b, c, d, e, f, g, h))
+
+
 @jitable
 def normalise_rows(u, values, rows, gates, H, eps):
     """Replace sums by normalised ones, and keep these and one over their deviation."""
     # u: Strided, the sums (rows, gates, units); values: Strided, those of the normaliser
     count = gates * H
     for row in range(rows):
+        first = row * u.row
         total = 0.0
         for gate in range(gates):
-            start = row * u.row + gate * u.member
-            for j in range(H):
-                total += u.memory[start + j]
+            total += sum_of_row(u.memory, first + gate * u.member, H)
         mean = total / count
         squares = 0.0
         for gate in range(gates):
-            start = row * u.row + gate * u.member
-            for j in range(H):
-                distance = u.memory[start + j] - mean
-                squares += distance * distance
+            start = first + gate * u.member
+            squares += sum_of_products(u.memory, start, u.memory, start, H, mean, mean)
         scale = 1.0 / np.sqrt(squares / count + eps)
         for gate in range(gates):
-            start = row * u.row + gate * u.member
-            kept = row * values.row + gate * values.member
+            start, kept = first + gate * u.member, row * values.row + gate * values.member
             for j in range(H):
                 normalised = (u.memory[start + j] - mean) * scale
                 u.memory[start + j] = normalised
@@ -75,9 +120,8 @@ def normalise_rows_backward(d, values, rows, gates, H):
         total, along = 0.0, 0.0
         for gate in range(gates):
             start, kept = row * d.row + gate * d.member, row * values.row + gate * values.member
-            for j in range(H):
-                total += d.memory[start + j]
-                along += d.memory[start + j] * values.memory[kept + j]
+            total += sum_of_row(d.memory, start, H)
+            along += sum_of_products(d.memory, start, values.memory, kept, H, 0.0, 0.0)
         mean, slope = total / count, along / count
         scale = values.memory[row * values.row + gates * values.member]
         for gate in range(gates):
@@ -151,6 +195,60 @@ def _make_input_parts(lanes: int) -> Callable[..., None]:
     return jitable(input_parts)
 
 
+# Loops over the units of a row are the inner ones: they are vectors, and each unit's sum is still
+# taken over the rows in their order.
+
+
+@jitable
+def join_statistics(norm, column, H, work, at, stride, before, rows, joined):
+    """Join mean and squares of some rows to those of the rows before."""
+    # norm: (4, normalised gates * H) float64; work: pointer, whose rows begin at `at`
+    mean, squares = norm[2, column : column + H], norm[3, column : column + H]
+    mean[:] = 0.0
+    squares[:] = 0.0
+    for i in range(rows):
+        for j in range(H):
+            mean[j] += work[at + i * stride + j]
+    for j in range(H):
+        mean[j] /= rows
+    for i in range(rows):
+        for j in range(H):
+            distance = work[at + i * stride + j] - mean[j]
+            squares[j] += distance * distance
+    for j in range(H):
+        moved = mean[j] - norm[0, column + j]
+        norm[0, column + j] += moved * rows / joined
+        norm[1, column + j] += squares[j] + moved * moved * before * rows / joined
+
+
+@jitable
+def sum_norm_gradients(norm, column, H, work, at, stride, d, to, d_stride, rows):
+    """Add some rows to the gradients of scale and shift."""
+    mean, over = norm[0, column : column + H], norm[1, column : column + H]
+    along, plain = norm[3, column : column + H], norm[4, column : column + H]
+    for i in range(rows):
+        for j in range(H):
+            g = d[to + i * d_stride + j]
+            along[j] += g * ((work[at + i * stride + j] - mean[j]) * over[j])
+            plain[j] += g
+
+
+@jitable
+def apply_norm_gradients(norm, column, H, work, at, stride, d, to, d_stride, rows, total):
+    """Turn gradients of normalised parts into those of the parts, in some rows."""
+    mean, over, scale = (
+        norm[0, column : column + H],
+        norm[1, column : column + H],
+        norm[2, column : column + H],
+    )
+    along, plain = norm[3, column : column + H], norm[4, column : column + H]
+    for i in range(rows):
+        for j in range(H):
+            a = (work[at + i * stride + j] - mean[j]) * over[j]
+            own = d[to + i * d_stride + j] - plain[j] / total - a * along[j] / total
+            d[to + i * d_stride + j] = scale[j] * over[j] * own
+
+
 def make_statistics(lanes: int) -> Callable[..., None]:
     """Build the statistics of input parts over all packed rows, some at a time, joined in order."""
     input_parts = _make_input_parts(lanes)
@@ -163,7 +261,8 @@ def make_statistics(lanes: int) -> Callable[..., None]:
         x,  # (N, T, I), any strides
         reverse,
         packed,  # flat, packed weights
-        norm,  # (2, normalised gates * H) float64: mean, and variance times the rows; written
+        norm,  # (4, normalised gates * H) float64: mean, and variance times the rows; written, and
+        #        two rows to work with
         workspace,  # flat
     ):
         mode = enter_ieee_mode()
@@ -173,24 +272,14 @@ def make_statistics(lanes: int) -> Callable[..., None]:
         for begin in range(0, offset[-1], BLOCK_ROWS):
             rows = min(BLOCK_ROWS, offset[-1] - begin)
             input_parts(norm_table, order, lengths, offset, x, reverse, weights, begin, rows, work)
-            joined = begin + rows
             for number in range(plan.phases):
                 phase = record(NormPhase, norm_table, _PLAN + number * _PHASE)
                 for term in range(phase.inputs):
                     column = norm_table[phase.first_gate + term] * plan.H
-                    for j in range(plan.H):
-                        at = BLOCK_ROWS * plan.x_row + phase.first + term * plan.unit + j
-                        total = 0.0
-                        for i in range(rows):
-                            total += work[at + i * plan.pre_row]
-                        mean = total / rows
-                        squares = 0.0
-                        for i in range(rows):
-                            distance = work[at + i * plan.pre_row] - mean
-                            squares += distance * distance
-                        moved = mean - norm[0, column + j]
-                        norm[0, column + j] += moved * rows / joined
-                        norm[1, column + j] += squares + moved * moved * begin * rows / joined
+                    at = BLOCK_ROWS * plan.x_row + phase.first + term * plan.unit
+                    join_statistics(
+                        norm, column, plan.H, work, at, plan.pre_row, begin, rows, begin + rows
+                    )
         restore_mode(mode)
 
     return statistics
@@ -230,21 +319,18 @@ def make_input_norm_backward(lanes: int) -> Callable[..., None]:
                 for number in range(plan.phases):
                     phase = record(NormPhase, norm_table, _PLAN + number * _PHASE)
                     for term in range(phase.inputs):
-                        gate = norm_table[phase.first_gate + term] * plan.H
-                        for j in range(plan.H):
-                            column = gate + j
-                            in_row = phase.first + term * plan.unit + j
-                            mean, over, scale = norm[0, column], norm[1, column], norm[2, column]
-                            at, to = BLOCK_ROWS * plan.x_row + in_row, begin * plan.d_row + in_row
-                            along, plain = norm[3, column], norm[4, column]
-                            for i in range(rows):
-                                a = (work[at + i * plan.pre_row] - mean) * over
-                                g = d[to + i * plan.d_row]
-                                if is_second == 1:
-                                    own = g - plain / total - a * along / total
-                                    d[to + i * plan.d_row] = scale * over * own
-                                else:
-                                    norm[3, column] += g * a
-                                    norm[4, column] += g
+                        column = norm_table[phase.first_gate + term] * plan.H
+                        in_row = phase.first + term * plan.unit
+                        at, to = BLOCK_ROWS * plan.x_row + in_row, begin * plan.d_row + in_row
+                        if is_second == 1:
+                            apply_norm_gradients(
+                                norm, column, plan.H, work, at, plan.pre_row, d, to, plan.d_row,
+                                rows, total,
+                            )  # fmt: skip
+                        else:
+                            sum_norm_gradients(
+                                norm, column, plan.H, work, at, plan.pre_row, d, to, plan.d_row,
+                                rows,
+                            )  # fmt: skip
 
     return input_norm_backward
