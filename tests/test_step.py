@@ -5,13 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 from problems import (
+    SHIPPED_CELLS,
     as_members,
     as_state,
+    assert_close,
     assert_own_memory,
     assert_same_bits,
     draw,
     each_cell,
     everywhere,
+    flatten,
 )
 
 import fastgru
@@ -74,6 +77,36 @@ def test_steps_of_one_sequence_without_samples(cell: str) -> None:
         assert_same_bits(y_t, y[t])
     assert_same_bits(as_members(h), as_members(h_n))
     assert_same_bits(step(0, None)[0], run(slice(1), None)[0][0])
+
+
+# What a step rounds, in units of eps (sqrt(I + H) + max |a|) max(1, |h|): sums round in proportion
+# to their terms, so pre-activations of 100, as trained networks have, round more than those of 1.
+# The worst of 18 cells and 8 seeds, weights up to 80 times the initial ones, was 1.2.
+STEP_K = 2.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0, 40.0])
+@pytest.mark.parametrize("cell", SHIPPED_CELLS)
+def test_rounding_of_a_step_grows_with_its_pre_activations(cell: str, scale: float) -> None:
+    if CELLS[cell].norm is not None:
+        pytest.skip("its sums are divided by their deviation")
+    shape = 40, 1, 64, 96
+    problem = draw(cell, shape, dtype="float64").map(lambda a: a.astype("f4").astype("f8"))
+    params = problem.params.map(lambda w: (w * scale).astype("f4").astype("f8"))
+    exact = problem._replace(params=params)
+    y, h = exact.step(0)
+    rounded = exact.astype("float32").step(0)
+    arrays = params.to_dict()
+    assert exact.h0 is not None
+    previous = exact.h0[0][0]
+    largest = np.abs(exact.x[:, 0] @ arrays["weight_ih_l0"].T).max()
+    if "weight_hh_l0" in arrays:
+        largest += np.abs(previous @ arrays["weight_hh_l0"].T).max()
+    if "diag_hh_l0" in arrays:
+        largest += np.abs(previous).max() * np.abs(arrays["diag_hh_l0"]).max()
+    bound = STEP_K * np.finfo("float32").eps * (np.sqrt(64 + 96) + largest)
+    for got, want in zip(flatten(rounded), flatten((y, h)), strict=True):
+        assert_close(got, want, bound)
 
 
 def test_step_refuses_bidirectional_params() -> None:
