@@ -122,12 +122,15 @@ def test_the_import_loads_this_package_alone() -> None:
     assert not {"fastgru.kernels.cpu", "fastgru.demo", "fastgru.__main__"} & set(loaded)
 
 
-def test_forward_loads_four_kernels_and_compiles_none(
+def test_forward_loads_five_kernels_and_compiles_none(
     cache: Path, of_forward: list[str], of_training: list[str]
 ) -> None:
-    """What packs, the loop, the product, the cell's equations; those of backward stay on disk."""
-    assert len(of_forward) == 4
-    assert len(of_training) > 4
+    """What packs, the loop, the products of a tile and of a row, the cell's equations.
+
+    Those of backward stay on disk.
+    """
+    assert len(of_forward) == 5
+    assert len(of_training) > 5
     first, second = stages(cache, "forward", "forward")
     assert first == Stage(of_forward, 0)
     assert second == Stage([], 0)
@@ -147,7 +150,7 @@ def test_training_loads_a_kernel_when_it_is_called_and_compiles_none(
     assert files(cache) == of_training
 
 
-def test_another_cell_compiles_its_equations_alone(
+def test_another_cell_compiles_its_equations_and_a_product_of_a_row(
     cache: Path, of_training: list[str], tmp_path: Path
 ) -> None:
     """Loops and products are the same for all cells: an LSTM loads what a GRU compiled."""
@@ -156,10 +159,10 @@ def test_another_cell_compiles_its_equations_alone(
     assert forward.passes > 0
     assert backward.passes > 0
     new = set(files(tmp_path)) - set(of_training)
-    assert len(new) == 2  # forward and backward
+    assert len(new) == 3  # forward, backward, and a row's product with another number of gates
     again = stages(tmp_path, "forward_train", "backward", cell="lstm")
     assert [stage.passes for stage in again] == [0, 0]
     opened = {name for stage in again for name in stage.opened}
     assert new < opened
-    # Of a GRU's it takes all but the equations and the product of three gates.
-    assert len(opened - new) == len(of_training) - 3
+    # Of a GRU's it takes all but the equations and the products of three gates.
+    assert len(opened - new) == len(of_training) - 4
