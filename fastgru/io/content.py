@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,12 +37,12 @@ REFUSED = {
     "unknown": _UNKNOWN,
 }
 
-_STARTS = (
-    (b"\x89HDF\r\n\x1a\n", "hdf5"),
-    (b"\x93NUMPY", "npy"),
-    (b"PK\x03\x04", "zip"),
-    *((bytes([0x80, protocol]), "pickle") for protocol in range(2, 6)),
-)
+_STARTS = {
+    "hdf5": (b"\x89HDF\r\n\x1a\n",),
+    "npy": (b"\x93NUMPY",),
+    "zip": (b"PK\x03\x04",),
+    "pickle": tuple(bytes([0x80, protocol]) for protocol in range(2, 6)),
+}
 # Kinds of zip archives, by how the name of a member ends; the first that fits counts.
 _MEMBERS = (
     ("model.weights.h5", "keras"),
@@ -70,10 +70,8 @@ def kind_of(path: Any) -> str:
     with name.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(_HEAD)
-    for start, kind in _STARTS:
-        if head.startswith(start):
-            return _zip_kind(name) if kind == "zip" else kind
-    return next((kind for kind, fits in _FORMS.items() if fits(head, size)), "unknown")
+    kind = next((kind for kind, fits in _FORMS.items() if fits(head, size)), "unknown")
+    return _zip_kind(name) if kind == "zip" else kind
 
 
 def expect(path: Any, *kinds: str) -> None:
@@ -155,8 +153,15 @@ def _varint(head: bytes, at: int) -> tuple[int, int]:
     return value, at
 
 
-_FORMS = {
+def _starts(*starts: bytes) -> Callable[[bytes, int], bool]:
+    return lambda head, size: head.startswith(starts)
+
+
+# By the first bytes and the size. Safetensors come first: the length of a header may look like the
+# start of a pickle.
+_FORMS: dict[str, Callable[[bytes, int], bool]] = {
     "safetensors": _is_safetensors,
+    **{kind: _starts(*starts) for kind, starts in _STARTS.items()},
     "tflite": _is_tflite,
     "json": _is_json,
     "onnx": _is_onnx,

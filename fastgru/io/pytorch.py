@@ -180,12 +180,12 @@ def as_array(key: str, value: Any, dtype: Any) -> Any:
         If it is neither, or has another dtype and none is asked for.
     """
     if hasattr(value, "detach"):  # PyTorch, which is not imported for that
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # which NumPy has not
+        is_bfloat16 = str(value.dtype) == "torch.bfloat16"  # which NumPy has not
+        if is_bfloat16:
             _check_asked(key, dtype)
-            value = value.float()
         try:
-            value = value.numpy()
+            value = value.detach().cpu()
+            value = (value.float() if is_bfloat16 else value).numpy()
         except (TypeError, RuntimeError) as error:
             raise TypeError(
                 f"{key}: expected a dense tensor of floating-point numbers, got one that has no "
