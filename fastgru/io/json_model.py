@@ -21,7 +21,7 @@ def model_of(path: Path) -> dict[str, Any]:
         size = os.fstat(file.fileno()).st_size
         if size > _LONGEST:
             raise RefusedError(f"expected JSON of at most {_LONGEST} bytes, got {size}")
-        text = file.read(_LONGEST).removeprefix(_BYTE_ORDER_MARK)
+        text = file.read(size).removeprefix(_BYTE_ORDER_MARK)
     if not is_shallow(text, DEPTH):
         raise RefusedError(f"its JSON is nested deeper than {DEPTH}, as no model is")
     try:
