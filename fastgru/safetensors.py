@@ -290,10 +290,11 @@ def parsed(text: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are all different."""
+    """A JSON object whose keys are all different, and can be printed."""
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a name comes twice")
+    "".join(made).encode()  # a ValueError for half a character
     return made
 
 
