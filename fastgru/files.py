@@ -33,11 +33,11 @@ from .safetensors import (
     read_header,
 )
 
-OWN = "fastgru."  # how the names of its metadata start; the user's do not
+_OWN = "fastgru."  # how the names of its metadata start; the user's do not
 _VERSION = 1  # of what the keys below mean
-_CHECKSUM = f"{OWN}sha256"
+_CHECKSUM = f"{_OWN}sha256"
 _KEYS = tuple(
-    OWN + key
+    _OWN + key
     for key in (
         *("cell", "dtype", "input_size", "hidden_size", "num_layers", "bidirectional", "bias"),
         "sha256",
@@ -87,9 +87,9 @@ def save(
     check_type("params", params, Params)
     notes = check_metadata(metadata)
     for key in notes:
-        if key.startswith(OWN):
+        if key.startswith(_OWN):
             raise ValueError(
-                f"metadata: expected keys that do not start with {OWN!r}, as fastgru's own do, "
+                f"metadata: expected keys that do not start with {_OWN!r}, as fastgru's own do, "
                 f"got {key!r}"
             )
     arrays = on_host(params)
@@ -173,20 +173,25 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return _read(path)[1]
 
 
+def is_own(metadata: Mapping[str, str]) -> bool:
+    """Whether `save` wrote a file of these strings, damaged or not: no other program has its keys."""
+    return any(key.startswith(_OWN) for key in metadata)
+
+
 # --- what a file says -----------------------------------------------------------------------------
 
 
 def _description(params: Params) -> dict[str, str]:
     """The metadata of fastgru's own, but for the checksum."""
     return {
-        f"{OWN}version": str(_VERSION),
-        f"{OWN}cell": params.cell,
-        f"{OWN}dtype": np.dtype(params.dtype).name,
-        f"{OWN}input_size": str(params.input_size),
-        f"{OWN}hidden_size": str(params.hidden_size),
-        f"{OWN}num_layers": str(params.num_layers),
-        f"{OWN}bidirectional": str(params.bidirectional),
-        f"{OWN}bias": str(params.bias),
+        f"{_OWN}version": str(_VERSION),
+        f"{_OWN}cell": params.cell,
+        f"{_OWN}dtype": np.dtype(params.dtype).name,
+        f"{_OWN}input_size": str(params.input_size),
+        f"{_OWN}hidden_size": str(params.hidden_size),
+        f"{_OWN}num_layers": str(params.num_layers),
+        f"{_OWN}bidirectional": str(params.bidirectional),
+        f"{_OWN}bias": str(params.bias),
     }
 
 
@@ -259,12 +264,12 @@ def _content(file: Any, size: int) -> tuple[Params, dict[str, str]]:
             raise RefusedError(
                 f"{key} is {metadata.get(key)!r}, but by its weights it is {value!r}; {DAMAGED}"
             )
-    return params, {key: text for key, text in metadata.items() if not key.startswith(OWN)}
+    return params, {key: text for key, text in metadata.items() if not key.startswith(_OWN)}
 
 
 def _own_metadata(checked: dict[str, str]) -> dict[str, str]:
     """All strings of a header, if those are there that must be."""
-    version = checked.get(f"{OWN}version")
+    version = checked.get(f"{_OWN}version")
     if version is None:
         raise RefusedError(f"expected metadata of fastgru.save, got none; {_OTHER_PROGRAM}")
     if version != str(_VERSION):
@@ -282,7 +287,7 @@ def _own_metadata(checked: dict[str, str]) -> dict[str, str]:
 
 def _known_cell(metadata: Mapping[str, str]) -> str:
     """The cell's name, if there is one."""
-    cell = metadata[f"{OWN}cell"]
+    cell = metadata[f"{_OWN}cell"]
     if cell not in CELLS:
         raise RefusedError(
             f"it is of cell {cell!r}, which is not among {', '.join(CELLS)}: register a cell of "

@@ -253,6 +253,16 @@ def test_a_file_of_fastgru(tmp_path: Path) -> None:
         read(path, dtype="float64")
 
 
+def test_a_file_of_fastgru_whose_version_is_damaged_is_no_file_of_pytorch(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    fastgru.save(path, drawn("gru_reset_before"))  # whose names and shapes are those of a GRU
+    path.write_bytes(path.read_bytes().replace(b"fastgru.version", b"fastgru.versiom"))
+    with pytest.raises(ValueError, match=r"weights: expected metadata of fastgru\.save, got"):
+        read(path)
+    with pytest.raises(ValueError, match=r"weights: fastgru\.save wrote it"):
+        from_pytorch(path)
+
+
 def test_a_model_of_rtneural(tmp_path: Path) -> None:
     path = tmp_path / "model"
     to_rtneural(drawn(), path)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..check import check_kind, check_type
-from ..files import OWN, on_host
+from ..files import is_own, on_host
 from ..params import Params
 from ..safetensors import File, RefusedError, opened
 from .content import expect
@@ -82,7 +82,7 @@ def from_pytorch(
         )
     expect(mapping_or_path, "safetensors")
     with opened(mapping_or_path) as file:
-        if f"{OWN}version" in file.metadata:
+        if is_own(file.metadata):
             raise RefusedError("fastgru.save wrote it: fastgru.load and io.read read it")
         try:
             layers, left_out = layers_of(file.entries, lambda key: _read(file, key, kind), cell)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ..files import OWN, load, load_metadata
+from ..files import is_own, load, load_metadata
 from ..safetensors import naming, opened
 from .content import kind_of, refuse
 from .found import Found, Layer
@@ -57,7 +57,7 @@ def read(path: str | os.PathLike[str], **options: Any) -> Found:
     >>> params = found["encoder.gru"].params  # doctest: +SKIP
     """
     kind = kind_of(path)
-    if kind == "safetensors" and _is_own(path):
+    if kind == "safetensors" and _fastgru_wrote(path):
         return _read_own(path, options)
     if kind not in _READERS:
         with naming(path):
@@ -67,10 +67,9 @@ def read(path: str | os.PathLike[str], **options: Any) -> Found:
     return reader(path, **options)
 
 
-def _is_own(path: Any) -> bool:
-    """Whether `fastgru.save` wrote it."""
+def _fastgru_wrote(path: Any) -> bool:
     with opened(path) as file:
-        return f"{OWN}version" in file.metadata
+        return is_own(file.metadata)
 
 
 def _read_own(path: Any, options: dict[str, Any]) -> Found:
