@@ -174,7 +174,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def is_own(metadata: Mapping[str, str]) -> bool:
-    """Whether `save` wrote a file of these strings, damaged or not: no other program has its keys."""
+    """Whether `save` wrote a file of these strings, even if they are damaged."""
     return any(key.startswith(_OWN) for key in metadata)
 
 
