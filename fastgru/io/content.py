@@ -74,6 +74,16 @@ def kind_of(path: Any) -> str:
     return _zip_kind(name) if kind == "zip" else kind
 
 
+def check_source(source: Any, kind: str) -> None:
+    """Refuse what is neither a mapping, which the caller has told, nor the name of a file."""
+    if not isinstance(source, str | os.PathLike):
+        own = "; its .state_dict() is one" if hasattr(source, "state_dict") else ""
+        raise TypeError(
+            f"mapping_or_path: expected a mapping of names to arrays, or the path of a {kind} "
+            f"file, got {type(source).__qualname__}{own}"
+        )
+
+
 def expect(path: Any, *kinds: str) -> None:
     """Refuse a file whose content is none of these kinds.
 

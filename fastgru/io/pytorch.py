@@ -10,7 +10,7 @@ from ..check import check_kind, check_type
 from ..files import is_own, on_host
 from ..params import Params
 from ..safetensors import File, RefusedError, opened
-from .content import expect
+from .content import check_source, expect
 from .convention import bfloat16_to_float32, floating
 from .found import Found
 from .state_dict import check_cells, layers_of
@@ -74,12 +74,7 @@ def from_pytorch(
     check_cells(cell)
     if isinstance(mapping_or_path, Mapping):
         return _from_mapping(mapping_or_path, cell, kind)
-    if not isinstance(mapping_or_path, str | os.PathLike):
-        own = "; its .state_dict() is one" if hasattr(mapping_or_path, "state_dict") else ""
-        raise TypeError(
-            "mapping_or_path: expected a mapping of names to arrays, or the path of a safetensors "
-            f"file, got {type(mapping_or_path).__qualname__}{own}"
-        )
+    check_source(mapping_or_path, "safetensors")
     expect(mapping_or_path, "safetensors")
     with opened(mapping_or_path) as file:
         if is_own(file.metadata):
@@ -152,15 +147,16 @@ def to_pytorch(params: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def _from_mapping(mapping: Mapping[str, Any], cell: Any, dtype: Any) -> Found:
-    for key, value in mapping.items():
+    for key in mapping:
         if not isinstance(key, str):
             raise TypeError(f"mapping: expected keys that are str, got {key!r}")
-        if isinstance(value, Mapping):
-            raise TypeError(
-                f"mapping: {key!r}: expected an array, got a mapping: it holds more than a state "
-                f"dict; if that is the state dict, give mapping[{key!r}]"
-            )
     layers, left_out = layers_of(mapping, lambda key: as_array(key, mapping[key], dtype), cell)
+    nested = [key for key in left_out if isinstance(mapping[key], Mapping)]
+    if nested and not layers:
+        raise TypeError(
+            f"mapping: expected arrays, got a mapping in {nested[0]!r}, and no weights beside it; "
+            f"if that is the state dict, give mapping[{nested[0]!r}]"
+        )
     return Found("mapping", layers, [_described(key, mapping[key]) for key in left_out])
 
 

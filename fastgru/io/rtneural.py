@@ -16,7 +16,7 @@ from ..kernels.cells import CELLS
 from ..names import named_arrays, suffix
 from ..params import Params
 from ..safetensors import RefusedError, compact, naming
-from .content import expect
+from .content import check_source, expect
 from .convention import Convention, fused_biases
 from .found import Found, Layer
 from .json_model import model_of, numbers
@@ -27,7 +27,7 @@ _CONVENTIONS = {
     "gru": Convention(gates=("z", "r", "n"), transposed=True),
     "lstm": Convention(gates=("i", "f", "g", "o"), transposed=True),
 }
-_ACTIVATIONS = ("", "tanh")  # of a recurrent layer: RTNeural has no other, and does not look
+_ACTIVATIONS = (None, "", "tanh")  # of a recurrent layer: RTNeural has no other, and does not look
 _STYLES = ("keras", "pytorch")
 
 
@@ -74,6 +74,7 @@ def from_rtneural(
             return Found("mapping", *_content(mapping_or_path, kind))
         except RefusedError as refusal:
             raise ValueError(f"mapping: {refusal}") from refusal.__cause__
+    check_source(mapping_or_path, "JSON")
     path = check_path(mapping_or_path)
     expect(path, "json")
     with naming(path):
@@ -239,7 +240,7 @@ def _keras_layer(
 ) -> Layer:
     """The layer of an entry of the list."""
     cell, weights = of["type"], of.get("weights")
-    if of.get("activation", "") not in _ACTIVATIONS:
+    if of.get("activation") not in _ACTIVATIONS:
         raise ValueError(f"{place}: expected activation 'tanh', got {of['activation']!r}")
     if not isinstance(weights, list) or len(weights) not in (2, 3):
         raise ValueError(f"{place}: weights: expected kernel, recurrent kernel, bias")
