@@ -34,6 +34,7 @@ ORDER = (
     "saved",
     "ops",
     "stream",
+    "safetensors",
     "files",
     "io",
     "cell",
