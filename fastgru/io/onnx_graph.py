@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .onnx_tensors import Budget, shown
+from .onnx_tensors import Budget, check_text, shown
 
 _DEEPEST = 40  # graphs within graphs
-_VISITS = 16  # of each node of the file, in as many calls of its function
+_VISITS, _AT_LEAST = 8, 128  # nodes, for each of the file: functions may be called often
 OWN_DOMAINS = ("", "ai.onnx")
 
 
@@ -74,6 +74,7 @@ class Scope:
         raise ValueError(f"{shown(name)} is read, but no node and no initializer makes it")
 
     def define(self, name: str, value: Value) -> None:
+        check_text(name)
         if name in self.values:
             raise ValueError(f"{shown(name)} is made twice in one graph")
         self.values[name] = value
@@ -164,6 +165,7 @@ class Walk:
         self._functions: dict[tuple[str, str], Any] = {}
         for function in model.proto.functions:
             key = (function.domain, function.name)
+            check_text(*key, *function.output)
             if key in self._functions:
                 raise ValueError(f"function {shown(function.name)} is defined twice")
             self._functions[key] = function
@@ -172,7 +174,7 @@ class Walk:
         opsets = {entry.domain: int(entry.version) for entry in model.proto.opset_import}
         self.main = Scope("", opsets=opsets)
         self._nodes: list[tuple[Scope, Any]] = []
-        self._left = _VISITS * (self._count(model) + 64)
+        self._left = _VISITS * self._count(model) + _AT_LEAST
         self._enter_graph(model.proto.graph, self.main, 0)
 
     def __iter__(self) -> Iterator[tuple[Scope, Any]]:
@@ -195,13 +197,18 @@ class Walk:
         for given in graph.input:  # one that has an initializer too can be left out by the caller
             if given.name not in scope.values:
                 scope.define(given.name, Given(given.name))
-        self._enter(graph.node, [result.name for result in graph.output], scope, depth)
+        results = [result.name for result in graph.output]
+        check_text(*results)
+        self._enter(graph.node, results, scope, depth)
 
     def _enter(self, nodes: Any, results: list[str], scope: Scope, depth: int) -> None:
         if depth > _DEEPEST:
             raise ValueError(f"graphs are nested deeper than {_DEEPEST}")
         for node in nodes:
+            check_text(node.name, node.op_type, node.domain, *node.input)
+            check_text(*(name for a in node.attribute for name in (a.name, a.ref_attr_name)))
             for number, name in enumerate(node.output):
+                check_text(name)
                 if name:
                     scope.define(name, Computed(scope, node, number))
         scope.uses.update(results)

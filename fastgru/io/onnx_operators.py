@@ -58,7 +58,7 @@ def _constant(op: Operation) -> Any:
     }
     for name, make in makers.items():
         value = op.attribute(name)
-        if value is not None:
+        if value is not None and isinstance(value, list) == name.endswith("s"):
             return np.asarray(make(value))
     raise ValueError(f"expected one of {', '.join(makers)}")
 
@@ -169,8 +169,9 @@ def _sliced(op: Operation) -> Any:
 def _concatenated(op: Operation) -> Any:
     if len({array.dtype for array in op.inputs}) > 1:
         raise ValueError("expected arrays of one dtype")
+    (axis,) = _axes([op.attribute("axis", op.inputs[0].ndim)], op.inputs[0].ndim)
     op.spend(sum(array.nbytes for array in op.inputs))
-    return np.concatenate(op.inputs, axis=op.attribute("axis"))
+    return np.concatenate(op.inputs, axis=axis)
 
 
 def _split(op: Operation) -> Any:

@@ -37,12 +37,19 @@ _TIMES, _AT_LEAST = 16, 1 << 16
 
 
 _REPR = reprlib.Repr()
-_REPR.maxstring = 120
+_REPR.maxstring = _REPR.maxother = 120
 
 
-def shown(name: str) -> str:
+def shown(name: Any) -> str:
     """A name of a file for a message: a long one is cut."""
     return _REPR.repr(name)
+
+
+def check_text(*names: Any) -> None:
+    """Refuse names that are no UTF-8, which some versions of protobuf give as bytes."""
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"expected names in UTF-8, got {shown(name)}")
 
 
 class Budget:
@@ -158,6 +165,7 @@ def _from_field(numbers: Any, in_field: str, stored: str, what: str) -> Any:
 def _external(tensor: Any, folder: Path | None, nbytes: int, what: str, budget: Budget) -> bytes:
     """The bytes of a tensor that lie in a file beside the model's."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    check_text(*entries, *entries.values())
     location = entries.get("location", "")
     if folder is None:
         raise ValueError(
@@ -167,10 +175,10 @@ def _external(tensor: Any, folder: Path | None, nbytes: int, what: str, budget: 
     path = _inside(location, folder, what)
     offset, length = _number(entries, "offset", 0, what), _number(entries, "length", nbytes, what)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | _NOT_BLOCKING)
-    except FileNotFoundError as error:
-        raise ValueError(f"{what}: its data should be in {path}, which is not there") from error
-    with os.fdopen(descriptor, "rb") as file:
+        descriptor = os.open(path, os.O_RDONLY | _CAUTIOUS)
+    except OSError as error:
+        raise ValueError(f"{what}: its data should be in {shown(str(path))}: {error}") from error
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{what}: expected a regular file for its data, got {path}")
@@ -180,11 +188,15 @@ def _external(tensor: Any, folder: Path | None, nbytes: int, what: str, budget: 
                 f"{length} from byte {offset} on"
             )
         budget.grow(path, status.st_size)
-        file.seek(offset)
-        return file.read(length)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            file.seek(offset)
+            return file.read(length)
+    finally:
+        os.close(descriptor)
 
 
-_NOT_BLOCKING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# Neither follow a link that has taken the file's place, nor wait for a pipe's other end.
+_CAUTIOUS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def _inside(location: str, folder: Path, what: str) -> Path:
