@@ -268,6 +268,16 @@ def test_other_dtypes(kind: Any, as_numbers: bool) -> None:
         assert from_onnx(made).only.dtype == np.float64
 
 
+@pytest.mark.parametrize("op", ["GRU", "RNN"])
+def test_arrays_are_ones_own(op: str) -> None:
+    """Also where nothing of them is moved: they can be written to, and keep no file in memory."""
+    made = one(op, tensors={"h": np.ones((1, 1, H), np.float32)})
+    layer = from_onnx(made.SerializeToString())["Y"]
+    for array in (*layer.params.to_dict().values(), *layer.initial):
+        assert array.flags.carray
+        assert array.base is None
+
+
 def test_weights_of_eight_bits() -> None:
     """onnxruntime's DynamicQuantizeLSTM, whose matrices are transposed."""
     rng = np.random.default_rng(0)
@@ -457,6 +467,13 @@ def test_lengths_are_noted() -> None:
 
 # --- what is refused ------------------------------------------------------------------------------
 
+
+def twice(made: Any) -> Any:
+    """A node whose first attribute is there twice."""
+    made.attribute.append(made.attribute[0])
+    return made
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "clip": (lambda: one("GRU", clip=3.0), "attribute 'clip': no cell of fastgru has it"),
     "alpha": (lambda: one("LSTM", activation_alpha=[1.0]), "attribute 'activation_alpha'"),
@@ -489,6 +506,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "size": (
         lambda: model([node("GRU", "XWRB", 5)], weights("GRU", I, H)),
         "attribute 'hidden_size': expected 4 by the weights, got 5",
+    ),
+    "size of 0": (
+        lambda: model([node("GRU", "XWRB", 0)], weights("GRU", I, H)),
+        "attribute 'hidden_size': expected 4 by the weights, got 0",
+    ),
+    "an attribute twice": (
+        lambda: model([twice(node("GRU", "XWRB", H))], weights("GRU", I, H)),
+        "expected each attribute once",
     ),
     "a bias that does not fit": (
         lambda: one("GRU", tensors={"B": np.zeros((1, 12), np.float32)}),

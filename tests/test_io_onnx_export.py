@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from problems import SHIPPED_CELLS, as_members, assert_same_bits, draw
+from problems import SHIPPED_CELLS, Library, as_members, assert_same_bits, draw
 
 import fastgru
 from fastgru.io.onnx import from_onnx
@@ -110,6 +110,12 @@ def test_a_file_is_written_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monkey
             to_onnx(params, path)
     assert [file.name for file in tmp_path.iterdir()] == ["weights.onnx"]
     assert from_onnx(path).only.cell == "lstm"
+
+
+def test_arrays_of_other_libraries(library: Library) -> None:
+    params = draw("lstm_peephole", dtype="float32").params
+    model = to_onnx(params.map(library.asarray))
+    assert model.SerializeToString() == to_onnx(params).SerializeToString()
 
 
 @pytest.mark.parametrize("cell", [cell for cell in SHIPPED_CELLS if cell not in CELLS])

@@ -303,7 +303,10 @@ def test_functions_that_call_themselves() -> None:
     made.functions.append(helper.make_function("own", "F", ["X"], ["Y"], [call], opsets))
     refused(made, "function 'F' calls itself")
     made.functions.append(made.functions[0])
-    refused(made, "function 'F' is defined twice")
+    refused(made, "function 'F' is defined twice, or one of")
+    made = model([helper.make_node("GRU", list("XWR"), ["Y"])], weights("GRU", I, H))
+    made.functions.append(helper.make_function("", "GRU", ["X"], ["Y"], [call], opsets))
+    refused(made, "function 'GRU' is defined twice, or one of ONNX's own")
     own = weights("GRU", I, H)
     made = model([helper.make_node("F0", list("XWRB"), ["Y"], domain="own")], own)
     for depth in range(60):

@@ -83,7 +83,10 @@ def kind_of(scope: Scope, node: Any, *, peepholes: bool) -> Kind:
     """
     operator = "LSTM" if is_quantized(node) else node.op_type
     found = _Attributes(scope, node)
-    for name in found.names():
+    names = found.names()
+    if len({*names}) != len(names):
+        raise ValueError("expected each attribute once")
+    for name in names:
         if name not in _OF_ALL and name != _KNOWN.get(operator):  # clip, activation_alpha, …
             raise ValueError(f"attribute {shown(name)}: {_OWN_CELL}")
     direction = found.text("direction", "forward")
@@ -96,8 +99,8 @@ def kind_of(scope: Scope, node: Any, *, peepholes: bool) -> Kind:
     if layout not in (0, 1):
         raise ValueError(f"attribute 'layout': expected 0 or 1, got {layout}")
     cell = _cell(operator, found, directions, peepholes)
-    size = found.whole("hidden_size", 0)
-    return Kind(operator, cell, direction, directions, layout == 0, size or None)
+    size = found.whole("hidden_size", 0) if "hidden_size" in names else None
+    return Kind(operator, cell, direction, directions, layout == 0, size)
 
 
 class _Attributes:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from ..check import check_flag, check_path, check_type, whole_number
 from ..kernels.cells import CELLS
-from ..params import Params, Weights
+from ..params import Params
 from .convention import Convention, blocks_of
 from .onnx import onnx_package
 
@@ -163,10 +162,7 @@ class _Graph:
             self._params.hidden_size,
         )
         end = f"_l{number}"
-        weights = {
-            name + end: array
-            for name, array in _arrays(self._params.cell, self._params.layers[number]).items()
-        }
+        weights = {name + end: array for name, array in _arrays(self._params, number).items()}
         for name, array in weights.items():
             self._tensor(name, array)
         inputs = [
@@ -221,13 +217,15 @@ class _Graph:
         return self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, shape)
 
 
-def _arrays(cell: str, layer: Sequence[Weights]) -> dict[str, Any]:
+def _arrays(params: Params, number: int) -> dict[str, Any]:
     """W, R, and B and P where there are any, of a layer in ONNX's shapes."""
-    node = _NODES[cell]
+    cell, node = params.cell, _NODES[params.cell]
+    # A library that has other memory than NumPy's copies its arrays into that.
+    to_numpy = getattr(sys.modules[params.library], "asnumpy", np.asarray)
     convention = Convention(tuple(node.gates), negated=frozenset("f" if cell == "cifg" else ""))
     made: dict[str, list[Any]] = {}
-    for weights in layer:
-        arrays = {name: _to_numpy(array) for name, array in weights.items()}
+    for weights in params.layers[number]:
+        arrays = {name: to_numpy(array) for name, array in weights.items()}
         theirs = convention.write(cell, arrays)
         if cell == "cifg":
             theirs = {name: _with_a_forget_gate(name, array) for name, array in theirs.items()}
@@ -239,12 +237,6 @@ def _arrays(cell: str, layer: Sequence[Weights]) -> dict[str, Any]:
         for name, array in own.items():
             made.setdefault(name, []).append(array)
     return {name: np.stack(arrays) for name, arrays in made.items()}
-
-
-def _to_numpy(array: Any) -> Any:
-    """An array of any library as NumPy's."""
-    library = sys.modules[type(array).__module__.partition(".")[0]]
-    return getattr(library, "asnumpy", np.asarray)(array)
 
 
 def _with_a_forget_gate(name: str, array: Any) -> Any:

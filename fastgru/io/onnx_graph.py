@@ -166,8 +166,10 @@ class Walk:
         for function in model.proto.functions:
             key = (function.domain, function.name)
             check_text(*key, *function.output)
-            if key in self._functions:
-                raise ValueError(f"function {shown(function.name)} is defined twice")
+            if key in self._functions or function.domain in OWN_DOMAINS:
+                raise ValueError(
+                    f"function {shown(function.name)} is defined twice, or one of ONNX's own"
+                )
             self._functions[key] = function
         self._has_wanted: dict[tuple[str, str], bool] = {}
         self._left = 0

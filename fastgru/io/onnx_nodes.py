@@ -187,7 +187,14 @@ class Reader:
                 arrays |= fused_biases("B", table, own["B"], H)
             if "P" in own:
                 arrays["peephole"] = own["P"]
-            places.append(convention.read(cell, arrays))
+            read = convention.read(cell, arrays)
+            # The bytes of a file are neither aligned nor to be written to.
+            places.append(
+                {
+                    name: np.require(array, None, ["C", "A", "W", "O"])
+                    for name, array in read.items()
+                }
+            )
             for name in arrays:
                 part = {"weight_ih": "W", "weight_hh": "R", "peephole": "P"}.get(name, "B")
                 tensors = ", ".join(weights[part].tensors)
@@ -253,7 +260,7 @@ class Reader:
             self._notes.append(f"{part} differs between samples: give the same to forward")
             return None, True
         self._model.budget.spend(rows[:, 0].nbytes, part)
-        member = np.ascontiguousarray(self._floating(part, rows[:, 0]))
+        member = np.require(self._floating(part, rows[:, 0]), None, ["C", "A", "W", "O"])
         if member.dtype != params.dtype:
             raise ValueError(f"{part}: expected {params.dtype} as the weights, got {member.dtype}")
         return member, False
