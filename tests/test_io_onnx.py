@@ -3,7 +3,6 @@
 import warnings
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_made
@@ -239,32 +238,40 @@ def test_zeros_of_a_shape() -> None:
     assert (found.only.to_dict()["bias_hh_l0"] == 0.25).all()
 
 
-@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float64])
-@pytest.mark.parametrize("as_numbers", [False, True])
-def test_other_dtypes(kind: Any, as_numbers: bool) -> None:
-    own = {name: array.astype(kind) for name, array in weights("GRU", I, H).items()}
-    codes = {np.float16: 10, ml_dtypes.bfloat16: 16, np.float64: 11}
+# ONNX's numbers of types, and how float32 becomes their bits, and these float32 again.
+DTYPES = {
+    "float16": (10, lambda a: a.astype(np.float16), lambda a: a.astype(np.float32)),
+    "float64": (11, lambda a: a.astype(np.float64), lambda a: a.astype(np.float32)),
+    "bfloat16": (
+        16,
+        lambda a: (a.view(np.uint32) >> 16).astype(np.uint16),
+        lambda a: (a.astype(np.uint32) << 16).view(np.float32),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_other_dtypes(kind: str, one_by_one: bool) -> None:
+    code, narrowed, widened = DTYPES[kind]
+    own = {name: narrowed(array) for name, array in weights("GRU", I, H).items()}
     tensors = {}
     for name, array in own.items():
-        numbers = array.ravel() if kind is np.float64 else array.ravel().view(np.uint16)
-        tensors[name] = (
-            onnx.TensorProto(
-                name=name,
-                dims=array.shape,
-                data_type=codes[kind],
-                **{"double_data" if kind is np.float64 else "int32_data": numbers.tolist()},
-            )
-            if as_numbers
-            else helper.make_tensor(name, codes[kind], array.shape, array.tobytes(), raw=True)
-        )
-    made = model([node("GRU", ["X", *own], H, linear_before_reset=1)], tensors)
-    wide = {name: array.astype(np.float32) for name, array in own.items()}
-    plain = from_onnx(model([node("GRU", ["X", *own], H, linear_before_reset=1)], wide)).only
-    assert same(from_onnx(made, dtype="float32").only, plain)
-    if kind is np.float16:
+        tensors[name] = proto = onnx.TensorProto(name=name, dims=array.shape, data_type=code)
+        if not one_by_one:
+            proto.raw_data = array.tobytes()
+        elif kind == "float64":
+            proto.double_data.extend(array.ravel().tolist())
+        else:  # bits
+            proto.int32_data.extend(array.ravel().view(np.uint16).tolist())
+    gru = node("GRU", ["X", *own], H, linear_before_reset=1)
+    made = model([gru], tensors)
+    plain = model([gru], {name: widened(array) for name, array in own.items()})
+    assert same(from_onnx(made, dtype="float32").only, from_onnx(plain).only)
+    if kind == "float16":
         with pytest.raises(ValueError, match=r"'Y' \(GRU\): W: .*float16; dtype='float32' conv"):
             from_onnx(made)
-    if kind is np.float64:
+    if kind == "float64":
         assert from_onnx(made).only.dtype == np.float64
 
 
@@ -298,6 +305,13 @@ def test_weights_of_eight_bits() -> None:
     plain = model([node("LSTM", ["X", "W", "R", "B"], H)], floats)
     assert same(layer.params, from_onnx(plain).only)
     assert "onnxruntime rounds inputs and states to 8 bits too" in layer.notes[0]
+    for name, array, message in (
+        ("W", np.zeros((1, I, 4 * H), np.int16), "W: expected 8-bit weights of three axes"),
+        ("R_scale", np.ones(5, np.float32), "R: expected scales and zero points of one of shapes"),
+    ):
+        wrong = model([own], tensors | {name: array}, opsets=made.opset_import[1:])
+        with pytest.raises(ValueError, match=message):
+            from_onnx(wrong)
     x = drawn(rng, 6, 2, I)
     (want,), (got,) = run(made, {"X": x}), run(plain, {"X": x})
     assert 0 < np.abs(got - want).max() < 0.05  # of 8 bits
@@ -450,6 +464,8 @@ def test_initial_states() -> None:
     differing = state_of([], {"h": drawn(rng, 2, 3, H)})
     assert differing.initial == ()
     assert differing.notes == ("initial_h differs between samples: give the same to forward",)
+    computed = state_of([*size, expand], numbers, ["X", "row"])
+    assert computed.notes == ("initial_h comes from the input 'row': give the same to forward",)
     given = state_of([], {}, ["X", "h"])
     assert given.initial == ()
     assert given.notes == ("initial_h comes from the input 'h': give the same to forward",)
@@ -490,6 +506,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "mixed ones of a RNN": (
         lambda: one("RNN", D=2, activations=["Tanh", "Relu"]),
         "expected 1 for each of 2 directions, the same in all",
+    ),
+    "activations that are numbers": (
+        lambda: one("GRU", activations=[1, 2]), "attribute 'activations': expected text",
+    ),
+    "a state of another dtype": (
+        lambda: one("GRU", tensors={"h": np.arange(H, dtype=np.float64).reshape(1, 1, H)}),
+        "initial_h: expected float32 as the weights, got float64",
     ),
     "too few": (lambda: one("GRU", activations=["Sigmoid"]), "expected 2 for each of 1 direc"),
     "peepholes and coupled gates": (
@@ -697,6 +720,14 @@ def read_in_a_body() -> Any:
     return made
 
 
+def on_a_constant() -> Any:
+    made = stacked(1, SQUEEZE, outputs=["Y1"])
+    made.graph.node[-1].input[0] = "constant"
+    x = np.zeros((5, 2, H), np.float32)
+    made.graph.initializer.append(numpy_helper.from_array(x, "constant"))
+    return made
+
+
 SQUEEZE = JOINS["Squeeze"][1]
 SEPARATE = {
     "y is a result": lambda: stacked(1, SQUEEZE, outputs=["Y1", "Y0"]),
@@ -706,6 +737,7 @@ SEPARATE = {
     "two cells": lambda: stacked(1, SQUEEZE, outputs=["Y1"], linear_before_reset=0),
     "two directions": lambda: stacked(1, SQUEEZE, outputs=["Y1"], direction="reverse"),
     "lengths of one alone": with_lengths_above,
+    "a constant x": on_a_constant,
 }
 
 

@@ -372,6 +372,8 @@ def test_names() -> None:
 
 WRONG_NODES = {
     "axes": ("Unsqueeze", ["w", "i"], {}, {"i": ints(9)}),
+    "no axes": ("Unsqueeze", ["w"], {}, {}),
+    "an axis": ("Flatten", ["w"], {"axis": 3}, {}),
     "many axes": ("Unsqueeze", ["w", "i"], {}, {"i": ints(*range(64))}),
     "axes of text": ("Transpose", ["w"], {"perm": ["a", "b"]}, {}),
     "a permutation": ("Transpose", ["w"], {"perm": [0, 0]}, {}),
@@ -421,6 +423,43 @@ def test_nodes_that_cannot_be_computed(what: str) -> None:
     op, inputs, attributes, tensors = WRONG_NODES[what]
     made = bomb((op, inputs, ["W"], attributes), w=SMALL, **tensors)
     refused(made, rf"^the model: node 'Y' \(GRU\): node 'W' \({op}\): ")
+
+
+def test_sparse_tensors() -> None:
+    own = weights("GRU", I, H)
+    made = model([node("GRU", ["X", *own], H)], {name: own[name] for name in "RB"})
+    made.graph.sparse_initializer.append(
+        onnx.SparseTensorProto(values=numpy_helper.from_array(own["W"], "W"), dims=[1, 12, 3])
+    )
+    refused(made, "W: expected a constant, but it depends on the input 'sparse W'")
+
+
+def test_names_that_are_no_text() -> None:
+    content = bomb(("Identity", ["wwww"], ["W"], {}), wwww=SMALL[None]).SerializeToString()
+    for count in (1, 2):
+        refused(content.replace(b"wwww", b"\xff\xff\xff\xff", count), "UTF-8|utf-8")
+
+
+def test_attributes_of_types_that_no_operator_here_has() -> None:
+    own = weights("GRU", I, H)
+    made = node("GRU", ["X", *own], H)
+    made.attribute[0].type = onnx.AttributeProto.TYPE_PROTO
+    refused(model([made], own), "attribute 'hidden_size': expected numbers, text, tensors or gra")
+
+
+def test_bodies_in_functions_in_bodies() -> None:
+    """Together deeper than protobuf itself allows."""
+    inner, outer = nested(25), nested(25)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    outer.functions.append(
+        helper.make_function("own", "F", ["X", "W", "R", "flag"], ["out"], inner.graph.node, opsets)
+    )
+    outer.opset_import.append(helper.make_opsetid("own", 1))
+    graph = outer.graph
+    while graph.node[0].op_type == "If":
+        graph = graph.node[0].attribute[0].g
+    graph.node[0].CopyFrom(helper.make_node("F", ["X", "W", "R", "flag"], ["out"], domain="own"))
+    refused(outer, "graphs are nested deeper than 40")
 
 
 def test_outputs_that_there_are_not() -> None:

@@ -64,10 +64,7 @@ def _constant(op: Operation) -> Any:
 
 
 def _filled(op: Operation) -> Any:
-    shape = op.numbers("shape", 0)
-    if shape is None:
-        raise ValueError("expected a shape")
-    return _broadcast(op, fill_value(op), shape)
+    return _broadcast(op, fill_value(op), op.numbers("shape", 0) or [])
 
 
 def fill_value(op: Operation) -> Any:
