@@ -87,6 +87,8 @@ def test_batches_and_lengths_are_free() -> None:
 
 @pytest.mark.parametrize("opset", [14, 17, 21, 22])
 def test_versions_of_the_operators(opset: int) -> None:
+    if opset > onnx.defs.onnx_opset_version():
+        pytest.skip("the package onnx is older")
     model = to_onnx(draw("lstm", dtype="float32").params, opset=opset)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
     onnx.checker.check_model(model, full_check=True)

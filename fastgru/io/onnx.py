@@ -120,11 +120,17 @@ def _model_of(model: Any) -> Model:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
-    except importlib.import_module("google.protobuf.message").DecodeError as error:
+    except (_decode_error(), UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{origin}: it is no ONNX model, or damaged ({error})") from error
     if not proto.HasField("graph"):
         raise ValueError(f"{origin}: it is no ONNX model: there is no graph in it")
     return Model(proto, origin, folder, Budget(len(content)))
+
+
+def _decode_error() -> type[Exception]:
+    """What protobuf raises, which has no types; its version in Python alone raises others, too."""
+    error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
+    return error
 
 
 def _layers_of(model: Model, dtype: Any, merge: bool) -> tuple[list[Layer], list[str]]:
