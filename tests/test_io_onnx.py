@@ -720,6 +720,16 @@ def read_in_a_body() -> Any:
     return made
 
 
+def with_states(below: str, above: str) -> Any:
+    """States of the two nodes: a constant for one of them, an input of the model for the other."""
+    made = stacked(1, SQUEEZE, outputs=["Y1"])
+    made.graph.initializer.append(numpy_helper.from_array(np.ones((1, 1, H), np.float32), "state"))
+    made.graph.input.append(helper.make_tensor_value_info("given", TensorProto.FLOAT, None))
+    for own, name in zip((made.graph.node[0], made.graph.node[-1]), (below, above), strict=True):
+        own.input.extend(["", name])
+    return made
+
+
 def on_a_constant() -> Any:
     made = stacked(1, SQUEEZE, outputs=["Y1"])
     made.graph.node[-1].input[0] = "constant"
@@ -738,12 +748,50 @@ SEPARATE = {
     "two directions": lambda: stacked(1, SQUEEZE, outputs=["Y1"], direction="reverse"),
     "lengths of one alone": with_lengths_above,
     "a constant x": on_a_constant,
+    "a state given for one alone": lambda: with_states("given", "state"),
 }
 
 
 @pytest.mark.parametrize("what", SEPARATE)
 def test_nodes_that_are_no_stack(what: str) -> None:
     assert [*from_onnx(SEPARATE[what](), merge=True)] == ["node_0", "node_1"]
+
+
+def test_notes_of_a_stack() -> None:
+    """What is said of one layer names it."""
+    made = with_states("given", "given")
+    note = "initial_h comes from the input 'given': give the same to forward"
+    merged = "merged from node_0, node_1"
+    assert from_onnx(made, merge=True)["node_0"].notes == (merged, note)
+    del made.graph.node[-1].input[-2:]
+    assert from_onnx(made, merge=True)["node_0"].notes == (merged, f"node_0: {note}")
+
+
+def test_stacks_in_functions() -> None:
+    """A function of two nodes, called twice with other weights."""
+    inside = stacked(1, SQUEEZE, outputs=["Y1"])
+    own = {tensor.name: tensor for tensor in inside.graph.initializer}
+    names = ["W0", "R0", "B0", "W1", "R1", "B1"]
+    constant = helper.make_node("Constant", [], ["axis"], value=own["axis"])
+    function = helper.make_function(
+        "own", "Two", ["X0", *names], ["Y1"], [constant, *inside.graph.node],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    twofold = {name: 2 * numpy_helper.to_array(own[name]) for name in names}
+    tensors = own | {f"{name}x": array for name, array in twofold.items()}
+    calls = [
+        helper.make_node(
+            "Two", ["X", *(f"{name}{end}" for name in names)], [out], out, domain="own"
+        )
+        for end, out in (("", "a"), ("x", "b"))
+    ]
+    made = with_functions(model(calls, tensors, ["X"], ["a", "b"]), function)
+    found = from_onnx(made, merge=True)
+    assert [*found] == ["a/node_0", "b/node_0"]
+    one_fold, two_fold = (layer.params for layer in found.values())
+    plain = from_onnx(inside, merge=True).only
+    assert same(one_fold, plain)
+    assert same(two_fold, plain.map(lambda w: 2 * w))
 
 
 def test_states_of_a_stack() -> None:
@@ -755,6 +803,7 @@ def test_states_of_a_stack() -> None:
     del made.graph.node[0].input[3]
     (layer,) = from_onnx(made, merge=True).values()
     assert np.array_equal(layer.initial[0], np.concatenate([np.zeros((1, H)), h[0]]))
+    assert layer.notes == ("merged from node_0, node_1",)
     assert (layer.params.to_dict()["bias_ih_l0"] == 0).all()
     assert layer.sources["bias_ih_l0"] == "node_0: zeros"
     x = drawn(np.random.default_rng(1), 7, 5, I)

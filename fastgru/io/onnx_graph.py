@@ -203,7 +203,8 @@ class Walk:
         check_text(*results)
         self._enter(graph.node, results, scope, depth)
 
-    def _enter(self, nodes: Any, results: list[str], scope: Scope, depth: int) -> None:
+    def _enter(self, listed: Any, results: list[str], scope: Scope, depth: int) -> None:
+        nodes = list(listed)
         if depth > _DEEPEST:
             raise ValueError(f"graphs are nested deeper than {_DEEPEST}")
         for node in nodes:

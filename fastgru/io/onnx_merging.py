@@ -22,11 +22,16 @@ def stacks_of(model: Model, nodes: Sequence[Node]) -> list[list[Node]]:
     nothing else reads that y. This is found by following the numbers of a y from the one to the
     other, so it does not matter by which nodes an exporter joins directions.
     """
-    by_node = {id(node.proto): node for node in nodes}
+    # By the value that is y: a function's nodes come once for each call.
+    by_y = {
+        id(node.scope.find(node.proto.output[0])): node
+        for node in nodes
+        if node.proto.output and node.proto.output[0]
+    }
     above: dict[int, Node] = {}
     lower: set[int] = set()
     for node in nodes:
-        below = _below(model, node, by_node)
+        below = _below(model, node, by_y)
         if below is not None and id(below) not in above:
             above[id(below)] = node
             lower.add(id(node))
@@ -41,7 +46,7 @@ def stacks_of(model: Model, nodes: Sequence[Node]) -> list[list[Node]]:
     return stacks
 
 
-def _below(model: Model, node: Node, by_node: Mapping[int, Node]) -> Node | None:
+def _below(model: Model, node: Node, by_y: Mapping[int, Node]) -> Node | None:
     """The node that this one is a further layer of; None if there is none."""
     name = node.proto.input[0]
     try:
@@ -50,10 +55,8 @@ def _below(model: Model, node: Node, by_node: Mapping[int, Node]) -> Node | None
         source = error.value
     else:
         return None
-    if not isinstance(source, Computed) or source.output or id(source.node) not in by_node:
-        return None
-    below = by_node[id(source.node)]
-    if source.scope is not node.scope or below is node or not _are_alike(below, node):
+    below = by_y.get(id(source))
+    if below is None or below is node or not _are_alike(below, node):
         return None
     D, H = below.layer.params.num_directions, below.layer.params.hidden_size
     sizes = (_T, _N) if below.kind.time_major else (_N, _T)
@@ -68,7 +71,7 @@ def _below(model: Model, node: Node, by_node: Mapping[int, Node]) -> Node | None
         got = folder.fold(node.scope, name).array
     except ValueError:  # it depends on something else too, or holds for other sizes alone
         return None
-    if not np.array_equal(got, joined) or not _is_read_here_alone(folder.visited, source, node):
+    if not np.array_equal(got, joined) or not _is_read_here_alone(folder.visited, below, node):
         return None
     return below
 
@@ -77,25 +80,28 @@ def _are_alike(below: Node, node: Node) -> bool:
     """Whether two nodes can be layers of one network."""
     a, b = below.layer.params, node.layer.params
     return (
-        (a.hidden_size, a.dtype, below.kind, below.lengths)
-        == (b.hidden_size, b.dtype, node.kind, node.lengths)
+        (a.cell, a.hidden_size, a.dtype) == (b.cell, b.hidden_size, b.dtype)
+        and below.scope is node.scope
+        and below.kind.direction == node.kind.direction
+        and below.kind.time_major == node.kind.time_major
+        and below.lengths == node.lengths
         and b.input_size == a.hidden_size * a.num_directions
         # Of two states one of which is computed, the other one would be lost.
         and (below.asked == node.asked or not (below.layer.initial or node.layer.initial))
     )
 
 
-def _is_read_here_alone(visited: Sequence[Value], source: Value, node: Node) -> bool:
+def _is_read_here_alone(visited: Sequence[Value], below: Node, node: Node) -> bool:
     """Whether y, and what is made of it on the way, is read once only."""
-    names = {
+    names = {below.proto.output[0]} | {
         name
         for value in visited
         if isinstance(value, Computed) and value.scope is node.scope
         for name in value.node.output
-        if name and value.node.op_type not in ("Constant", "Shape")
+        if name
+        and value.node.op_type not in ("Constant", "Shape")
+        and value.node is not below.proto
     }
-    assert isinstance(source, Computed)
-    names.add(source.node.output[0])
     return all(node.scope.uses[name] <= 1 for name in names)
 
 
@@ -115,7 +121,11 @@ def merged(stack: Sequence[Node]) -> Layer:
             sources[new] = f"{layer.name}: {layer.sources.get(key, 'zeros')}"
     params = Params.from_dict(arrays, cell=first.params.cell)
     names = ", ".join(layer.name for layer in (first, *others))
-    notes = [note for layer in (first, *others) for note in layer.notes]
+    notes = [
+        note if all(note in other.notes for other in (first, *others)) else f"{layer.name}: {note}"
+        for layer in (first, *others)
+        for note in layer.notes
+    ]
     return Layer(
         first.name,
         params,
