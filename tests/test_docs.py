@@ -18,6 +18,7 @@ import pytest
 from problems import SHIPPED_CELLS
 
 import fastgru
+from fastgru import io
 from fastgru.kernels.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
@@ -84,8 +85,14 @@ def test_no_block_of_code_is_left_out(page: Path) -> None:
     assert not [k for k in opened if k not in ("", "python", "pycon") and not k.startswith("{")]
 
 
+def public_functions(module: Any) -> list[Any]:
+    """Functions that a module exports."""
+    return [f for name in module.__all__ if inspect.isfunction(f := getattr(module, name))]
+
+
 def test_examples_of_docstrings_run() -> None:
     modules = ["fastgru", *(f"fastgru.{name}" for name in ("cell", "config", "ops", "packed"))]
+    modules += sorted({f.__module__ for f in public_functions(io)})
     program = (
         "import doctest, importlib\n"
         f"for name in {[*modules, 'fastgru.params']}:\n"
@@ -96,14 +103,14 @@ def test_examples_of_docstrings_run() -> None:
 
 
 def test_public_functions_have_examples() -> None:
-    functions = [f for name in fastgru.__all__ if inspect.isfunction(f := getattr(fastgru, name))]
+    functions = [*public_functions(fastgru), *public_functions(io)]
     assert functions
     missing = [f.__name__ for f in functions if "Examples\n" not in (f.__doc__ or "")]
     assert not missing
 
 
 def test_the_reference_names_everything_public() -> None:
-    for module, page in ((fastgru, "fastgru.rst"), (fastgru.cell, "cell.rst")):
+    for module, page in ((fastgru, "fastgru.rst"), (fastgru.cell, "cell.rst"), (io, "io.rst")):
         text = (DOCS / "reference" / page).read_text("utf-8")
         missing = [name for name in module.__all__ if not re.search(rf"\b{name}\b", text)]
         assert not missing

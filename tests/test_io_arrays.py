@@ -171,17 +171,9 @@ def test_no_other_gate_mixes() -> None:
 
 # In these the gate does nothing but mix, so that signs turn one sense into the other.
 SWAPPED = tuple(c for c in MIXED if c not in ("mgu", "mgu1", "mgu2", "mgu3", "sligru", "augru"))
-# Batch norm has weights whose signs must not change together.
-NORMALISED = ("ligru", "libru")
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        pytest.param(c, marks=pytest.mark.xfail(c in NORMALISED, reason="signs of batch norm"))
-        for c in SWAPPED
-    ],
-)
+@pytest.mark.parametrize("cell", SWAPPED)
 def test_the_other_sense_of_the_update_gate(cell: str) -> None:
     """By the own sense h' = z h + (1 - z) n, or the reverse; by the other one, h + n - h'."""
     params, h = drawn(cell, "float64"), np.linspace(0.2, 0.7, H)[None]
@@ -196,7 +188,6 @@ def test_the_other_sense_of_the_update_gate(cell: str) -> None:
     np.testing.assert_allclose(stepped(other, h), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.xfail(reason="the sense is changed, and the cell is another one", strict=True)
 @pytest.mark.parametrize("cell", [c for c in MIXED if c not in SWAPPED])
 def test_a_gate_that_does_more_than_mix_has_one_sense(cell: str) -> None:
     """MGU's f is the reset gate too, sligru's z is normalised with n, augru's z is attenuated."""

@@ -1,4 +1,4 @@
-"""`from_pytorch`, `to_pytorch`: the modules of a state dict, with their weights to the bit."""
+"""`from_torch`, `to_torch`: the modules of a state dict, with their weights to the bit."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from problems import assert_same_bits
 from published import published
 
 import fastgru
-from fastgru.io.pytorch import from_pytorch, to_pytorch
+from fastgru.io.pytorch import from_torch, to_torch
 
 CELLS = {"gru": "gru", "lstm": "lstm", "rnn_tanh": "rnn_tanh", "rnn_relu": "rnn_relu"}
 GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
@@ -87,7 +87,7 @@ def test_modules_of_all_kinds(cell: str, dtype: str, bias: bool, wrapped: Any) -
                 )
                 mapping = {k: wrapped(a) for k, a in with_prefix(prefix, params).items()}
                 named = None if cell == "rnn_tanh" else cell
-                found = from_pytorch(mapping, cell=named if cell == "rnn_relu" else None)
+                found = from_torch(mapping, cell=named if cell == "rnn_relu" else None)
                 assert [*found] == [prefix.removesuffix(".")]
                 assert found.left_out == ()
                 assert found.only.cell == cell
@@ -100,7 +100,7 @@ def test_modules_of_all_kinds(cell: str, dtype: str, bias: bool, wrapped: Any) -
 def test_cells_of_one_step(cell: str) -> None:
     params = drawn(cell)
     mapping = {f"dec.{k.removesuffix('_l0')}": a for k, a in params.to_dict().items()}
-    found = from_pytorch(mapping, cell={"dec": cell})
+    found = from_torch(mapping, cell={"dec": cell})
     assert_same_bits(found["dec"].params, params)
     assert found["dec"].sources["bias_hh_l0"] == "dec.bias_hh"
 
@@ -115,7 +115,7 @@ def test_several_modules_and_what_is_left_out() -> None:
         "attention.bias": np.ones(4, "f2"),
         "_extra_state": None,
     }
-    found = from_pytorch(mapping)
+    found = from_torch(mapping)
     assert [*found] == ["encoder", "decoder"]
     assert_same_bits(found["encoder"].params, gru)
     assert_same_bits(found["decoder"].params, lstm)
@@ -133,13 +133,13 @@ def test_a_checkpoint_that_holds_the_state_dict() -> None:
     with pytest.raises(
         TypeError, match=r"got a mapping in 'state_dict', .* mapping\['state_dict'\]"
     ):
-        from_pytorch(checkpoint)
-    found = from_pytorch(checkpoint["state_dict"] | {"_extra_state": {"a": 1}})  # type: ignore[operator]
+        from_torch(checkpoint)
+    found = from_torch(checkpoint["state_dict"] | {"_extra_state": {"a": 1}})  # type: ignore[operator]
     assert found.left_out == ("_extra_state dict",)
 
 
 def test_nothing_found_is_an_empty_result() -> None:
-    found = from_pytorch({"weight": np.ones((2, 2))})
+    found = from_torch({"weight": np.ones((2, 2))})
     assert [*found] == []
     assert found.left_out == ("weight (2, 2) float64",)
     with pytest.raises(ValueError, match="mapping: expected one recurrent layer, got none"):
@@ -148,21 +148,21 @@ def test_nothing_found_is_an_empty_result() -> None:
 
 def test_the_nonlinearity_of_an_rnn_is_said() -> None:
     mapping = with_prefix("a.", drawn("rnn_relu")) | with_prefix("b.", drawn("gru"))
-    found = from_pytorch(mapping)
+    found = from_torch(mapping)
     assert found["a"].params.cell == "rnn_tanh"
     assert len(found["a"].notes) == 1
     assert "cell='rnn_relu'" in found["a"].notes[0]
     assert found["b"].notes == ()
-    found = from_pytorch(mapping, cell={"a": "rnn_relu"})
+    found = from_torch(mapping, cell={"a": "rnn_relu"})
     assert [layer.params.cell for layer in found.values()] == ["rnn_relu", "gru"]
     assert found["a"].notes == ()
-    assert from_pytorch(mapping, cell={"a": "rnn_tanh"})["a"].notes == ()
+    assert from_torch(mapping, cell={"a": "rnn_tanh"})["a"].notes == ()
 
 
 def test_other_cells_with_the_same_names() -> None:
     for cell in ("gru_reset_before", "cifg"):
         params = drawn(cell)
-        assert_same_bits(from_pytorch(params.to_dict(), cell=cell).only, params)
+        assert_same_bits(from_torch(params.to_dict(), cell=cell).only, params)
 
 
 @pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
@@ -170,7 +170,7 @@ def test_a_missing_bias_is_zeros(missing: str) -> None:
     params = drawn("lstm", num_layers=2)
     mapping = params.to_dict()
     zeros = np.zeros_like(mapping.pop(f"{missing}_l1"))
-    found = from_pytorch(mapping)
+    found = from_torch(mapping)
     expected = mapping | {f"{missing}_l1": zeros}
     assert_same_bits(found.only, fastgru.Params.from_dict(expected, cell="lstm"))
     assert found[""].sources[f"{missing}_l1"] == "zeros"
@@ -181,7 +181,7 @@ def test_a_layer_without_biases_among_others() -> None:
     expected = {k: np.zeros_like(a) if k.startswith("bias") and k.endswith("0") else a
                 for k, a in mapping.items()}  # fmt: skip
     del mapping["bias_ih_l0"], mapping["bias_hh_l0"]
-    found = from_pytorch(mapping)
+    found = from_torch(mapping)
     assert_same_bits(found.only, fastgru.Params.from_dict(expected))
     assert found[""].sources["bias_ih_l0"] == "zeros"
 
@@ -189,15 +189,15 @@ def test_a_layer_without_biases_among_others() -> None:
 def test_a_single_hidden_unit() -> None:
     for cell in ("gru", "lstm", "rnn_tanh"):
         params = fastgru.init_params(1, 1, cell=cell, rng=0)
-        assert from_pytorch(params.to_dict()).only.cell == cell
+        assert from_torch(params.to_dict()).only.cell == cell
 
 
 def test_arrays_are_kept_not_copied() -> None:
     mapping = drawn("gru").to_dict()
-    for key, array in from_pytorch(mapping).only.to_dict().items():
+    for key, array in from_torch(mapping).only.to_dict().items():
         assert np.shares_memory(array, mapping[key])
     turned = {key: np.asfortranarray(array) for key, array in mapping.items()}
-    assert_same_bits(from_pytorch(turned).only, drawn("gru"))
+    assert_same_bits(from_torch(turned).only, drawn("gru"))
 
 
 # --- dtypes ---------------------------------------------------------------------------------------
@@ -220,22 +220,22 @@ def test_sixteen_bits_on_request(kind: str, name: str, dtype: str, tmp_path: Pat
     expected = full.map(lambda w: w.astype(dtype))
     stored = half if kind == "float16" else full.to_dict()
     tensors = {k: Tensor(a, kind) for k, a in stored.items()}
-    assert_same_bits(from_pytorch(tensors, dtype=dtype).only, expected)
+    assert_same_bits(from_torch(tensors, dtype=dtype).only, expected)
     path = tmp_path / "half.safetensors"
     path.write_bytes(safetensors(of_kind(name, half)))
-    assert_same_bits(from_pytorch(path, dtype=dtype).only, expected)
+    assert_same_bits(from_torch(path, dtype=dtype).only, expected)
     message = f"weight_ih_l0: expected float32 or float64, got {kind}; dtype='float32' converts it"
     with pytest.raises(TypeError, match=f"^{message}"):
-        from_pytorch(tensors)
+        from_torch(tensors)
     with pytest.raises(ValueError, match=f"^{path}: {message}"):
-        from_pytorch(path)
+        from_torch(path)
 
 
 def test_conversion_between_float32_and_float64() -> None:
     params = drawn("lstm")
     double = params.map(lambda w: w.astype("float64"))
-    assert_same_bits(from_pytorch(params.to_dict(), dtype="float64").only, double)
-    assert_same_bits(from_pytorch(double.to_dict(), dtype=np.float32).only, params)
+    assert_same_bits(from_torch(params.to_dict(), dtype="float64").only, double)
+    assert_same_bits(from_torch(double.to_dict(), dtype=np.float32).only, params)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_a_safetensors_file(kind: str, tmp_path: Path) -> None:
     arrays |= of_kind("F32", {"empty": np.ones((0, 4), "f"), "conv": np.ones((2, 1, 1, 1, 3), "f")})
     path = tmp_path / "model"
     path.write_bytes(safetensors(arrays, {"format": "pt"}))
-    found = from_pytorch(str(path))
+    found = from_torch(str(path))
     assert found.origin == str(path)
     assert_same_bits(found["model.rnn"].params, params)
     assert found.left_out == (
@@ -266,7 +266,7 @@ def test_a_file_of_the_package_safetensors(tmp_path: Path) -> None:
     params = drawn("gru", bidirectional=True)
     arrays = with_prefix("a.", params) | {"b": np.ones((2, 3), "f2"), "c": np.array(True)}
     package.save_file(arrays, tmp_path / "model", {"format": "pt"})
-    found = from_pytorch(tmp_path / "model")
+    found = from_torch(tmp_path / "model")
     assert_same_bits(found["a"].params, params)
     assert sorted(found.left_out) == ["b (2, 3) F16", "c () BOOL"]
 
@@ -275,7 +275,7 @@ def test_silero_vad(tmp_path: Path) -> None:
     """A published file: an LSTMCell among convolutions."""
     path = tmp_path / "silero"
     path.write_bytes(published("silero-vad", "silero_vad/data/silero_vad_16k.safetensors"))
-    found = from_pytorch(path)
+    found = from_torch(path)
     assert [*found] == ["lstm_cell"]
     assert repr(found.only) == repr(fastgru.init_params(128, 128, cell="lstm", rng=0))
     assert len(found.left_out) == 11
@@ -290,7 +290,7 @@ def test_a_file_of_fastgru_is_not_mistaken(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     fastgru.save(path, drawn("gru_reset_before"))  # whose shapes are those of a GRU of PyTorch
     with pytest.raises(ValueError, match=r"weights: fastgru.save wrote it: fastgru.load and"):
-        from_pytorch(path)
+        from_torch(path)
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_state_dicts_that_are_refused(
     mapping = with_prefix("a.", drawn("gru")) | {f"a.{key}": a for key, a in change.items()}
     mapping = {key: array for key, array in mapping.items() if array is not None}
     with pytest.raises(error, match=message):
-        from_pytorch(mapping)
+        from_torch(mapping)
 
 
 @pytest.mark.parametrize(
@@ -355,35 +355,35 @@ def test_options_that_are_refused(
 ) -> None:
     mapping = with_prefix("a.", drawn("gru"))
     with pytest.raises(error, match=message):
-        from_pytorch(mapping, **options)
+        from_torch(mapping, **options)
     path = tmp_path / "model"
     path.write_bytes(safetensors(of_kind("F32", mapping)))
     with pytest.raises(error, match=message):
-        from_pytorch(path, **options)
+        from_torch(path, **options)
 
 
 def test_arguments_that_are_refused() -> None:
     with pytest.raises(TypeError, match=r"mapping_or_path: expected a mapping .*, got int$"):
-        from_pytorch(3)  # type: ignore[arg-type]
+        from_torch(3)  # type: ignore[arg-type]
     module = types.SimpleNamespace(state_dict=dict)
     with pytest.raises(TypeError, match=r"got SimpleNamespace; its \.state_dict\(\) is one"):
-        from_pytorch(module)  # type: ignore[arg-type]
+        from_torch(module)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="mapping: expected keys that are str, got 3"):
-        from_pytorch({3: ONES})  # type: ignore[dict-item]
+        from_torch({3: ONES})  # type: ignore[dict-item]
     with pytest.raises(FileNotFoundError):
-        from_pytorch("no such file")
+        from_torch("no such file")
 
 
 def test_errors_in_a_file_name_it_and_the_key(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(safetensors(of_kind("I64", drawn().to_dict())))
     with pytest.raises(ValueError, match=r"model: 'weight_ih_l0': expected dtype F64, .* got I64"):
-        from_pytorch(path, dtype="float32")
+        from_torch(path, dtype="float32")
     mixed = of_kind("F32", drawn().to_dict()) | of_kind("F64", {"bias_ih_l0": np.ones(15)})
     path.write_bytes(safetensors(mixed))
     with pytest.raises(ValueError, match=r"model: module '': bias_ih_l0: expected dtype float32"):
-        from_pytorch(path)
-    assert from_pytorch(path, dtype="float64").only.dtype == np.float64
+        from_torch(path)
+    assert from_torch(path, dtype="float64").only.dtype == np.float64
 
 
 # --- and back -------------------------------------------------------------------------------------
@@ -404,8 +404,8 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_is_written_is_read(cell: str, prefix: str, torch: Any) -> None:
     params = drawn(cell, num_layers=2, bidirectional=True)
     read_only = params.map(lambda w: np.frombuffer(w.tobytes(), w.dtype).reshape(w.shape))
-    written = to_pytorch(read_only, prefix)
-    found = from_pytorch(written, cell=cell)
+    written = to_torch(read_only, prefix)
+    found = from_torch(written, cell=cell)
     assert [*found] == [prefix.removesuffix(".")]
     assert_same_bits(found.only, params)
     for array in found.only.to_dict().values():
@@ -413,8 +413,8 @@ def test_what_is_written_is_read(cell: str, prefix: str, torch: Any) -> None:
 
 
 def test_arrays_of_another_library_are_written_from_copies(simulated: Any, torch: Any) -> None:
-    written = to_pytorch(drawn("lstm").map(simulated.asarray))
-    assert_same_bits(from_pytorch(written).only, drawn("lstm"))
+    written = to_torch(drawn("lstm").map(simulated.asarray))
+    assert_same_bits(from_torch(written).only, drawn("lstm"))
 
 
 def test_cells_that_pytorch_has_not(torch: Any) -> None:
@@ -422,20 +422,20 @@ def test_cells_that_pytorch_has_not(torch: Any) -> None:
         if cell not in CELLS:
             params = fastgru.init_params(3, 4, cell=cell, rng=0)
             with pytest.raises(ValueError, match=f"PyTorch has no module for cell {cell!r}: exp"):
-                to_pytorch(params)
+                to_torch(params)
     with pytest.raises(TypeError, match="params: expected Params, got dict"):
-        to_pytorch({})  # type: ignore[arg-type]
+        to_torch({})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="prefix: expected str, got int"):
-        to_pytorch(drawn(), 3)  # type: ignore[arg-type]
+        to_torch(drawn(), 3)  # type: ignore[arg-type]
 
 
 def test_without_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install torch; params.to_dict\(\) are"):
-        to_pytorch(drawn())
+        to_torch(drawn())
 
 
 def test_reading_imports_no_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     tensors = {key: Tensor(array) for key, array in drawn().to_dict().items()}
-    assert_same_bits(from_pytorch(tensors).only, drawn())
+    assert_same_bits(from_torch(tensors).only, drawn())

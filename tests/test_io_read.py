@@ -22,7 +22,7 @@ from published import published
 import fastgru
 from fastgru.io.content import kind_of
 from fastgru.io.found import Found
-from fastgru.io.pytorch import from_pytorch
+from fastgru.io.pytorch import from_torch
 from fastgru.io.read import read
 from fastgru.io.rtneural import to_rtneural
 
@@ -146,7 +146,7 @@ def test_content_is_recognised_whatever_the_name(kind: str, content: bytes, tmp_
         path.write_bytes(content)
         assert kind_of(path) == kind
         if kind in REMEDIES:
-            for reader in (read, from_pytorch):
+            for reader in (read, from_torch):
                 with pytest.raises(ValueError, match=f"^{path}: {REMEDIES[kind]}"):
                     reader(path)
 
@@ -175,7 +175,7 @@ def test_readers_of_other_kinds_refuse_and_name_the_way(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(KINDS["onnx"][0])
     with pytest.raises(ValueError, match=r"model: expected safetensors, got onnx: io\.read"):
-        from_pytorch(path)
+        from_torch(path)
 
 
 def test_a_length_that_looks_like_the_start_of_a_pickle(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_file_of_fastgru_whose_version_is_damaged_is_no_file_of_pytorch(tmp_pa
     with pytest.raises(ValueError, match=r"weights: expected metadata of fastgru\.save, got"):
         read(path)
     with pytest.raises(ValueError, match=r"weights: fastgru\.save wrote it"):
-        from_pytorch(path)
+        from_torch(path)
 
 
 def test_a_model_of_rtneural(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def _raise(result: Found | str) -> None:
 def test_a_length_beyond_the_file(tmp_path: Path) -> None:
     for length in (2**63, 2**64 - 1, 2**40):
         content = struct.pack("<Q", length) + b"{}"
-        for reader in (read, from_pytorch):
+        for reader in (read, from_torch):
             result = result_of(content, tmp_path / "model", reader)
             assert "expected a file of safetensors" in str(result)
 

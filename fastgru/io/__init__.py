@@ -2,5 +2,23 @@
 
 from .arrays import from_arrays
 from .found import Found, Layer
+from .onnx import from_onnx
+from .onnx_export import to_onnx
+from .pytorch import from_torch, to_torch
+from .read import read
+from .reversal import reverse_steps
+from .rtneural import from_rtneural, to_rtneural
 
-__all__ = ["Found", "Layer", "from_arrays"]
+__all__ = [
+    "Found",
+    "Layer",
+    "from_arrays",
+    "from_onnx",
+    "from_rtneural",
+    "from_torch",
+    "read",
+    "reverse_steps",
+    "to_onnx",
+    "to_rtneural",
+    "to_torch",
+]

@@ -12,7 +12,7 @@ from ..safetensors import RefusedError, naming
 _PICKLE = (
     "it is a pickle, as torch.save writes it; a pickle can run any code, so fastgru opens none: in "
     "PyTorch, safetensors.torch.save_file(torch.load(path, weights_only=True), "
-    '"model.safetensors"), or give from_pytorch the state dict itself'
+    '"model.safetensors"), or give from_torch the state dict itself'
 )
 _TORCHSCRIPT = (
     "it is a TorchScript program, which holds pickles; fastgru opens none: in PyTorch, "

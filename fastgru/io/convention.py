@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.cells import CELLS, Cell, Weight
+from ..kernels.cells import (
+    CELLS,
+    INPUT,
+    NORM_MEAN,
+    NORM_VARIANCE,
+    Cell,
+    Weight,
+)
 
 # Which gate a cell's update gate is, and what it multiplies: the state that is there ("old") or the
 # candidate ("new"). Cells without one, such as the LSTM, are not here.
@@ -32,6 +39,10 @@ UPDATE_GATES = {
     "paragru": ("z", "new"),
     "ugrnn": ("z", "old"),
 }
+
+# Cells whose update gate does more than mix, so that no signs turn one sense into the other: MGU's
+# is the reset gate too, SLi-GRU's is normalised with the candidate, attention lessens AUGRU's.
+_ONE_SENSE = ("mgu", "mgu1", "mgu2", "mgu3", "sligru", "augru")
 
 # Other names of gates: Keras and ONNX call a candidate h or c, oneDNN a GRU's gates u, r, o.
 _ALIASES = {"h": "ngc", "c": "gn", "g": "nc", "o": "n", "u": "z", "n": "gc"}
@@ -63,7 +74,7 @@ class Convention:
         """
         table = CELLS[cell]
         made = {
-            weight.name: self._changed(weight, arrays[weight.name], into_own=True)
+            weight.name: self._changed(table, weight, arrays[weight.name], into_own=True)
             for weight in table.weights
             if weight.name in arrays
         }
@@ -74,22 +85,26 @@ class Convention:
 
     def write(self, cell: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """fastgru's arrays of one layer and direction as the library has them."""
-        weights = {weight.name: weight for weight in CELLS[cell].weights}
+        table = CELLS[cell]
+        weights = {weight.name: weight for weight in table.weights}
         return {
-            name: self._changed(weights[name], array, into_own=False)
+            name: self._changed(table, weights[name], array, into_own=False)
             for name, array in arrays.items()
         }
 
-    def _changed(self, weight: Weight, array: Any, into_own: bool) -> Any:
+    def _changed(self, cell: Cell, weight: Weight, array: Any, into_own: bool) -> Any:
         """An array with its gates where they belong."""
+        # What a batch norm normalises keeps its sign: scale and shift change theirs.
+        is_normalised = cell.norm and weight.kind in (INPUT, NORM_MEAN, NORM_VARIANCE)
+        negated = frozenset[str]() if is_normalised else self.negated
         theirs = tuple(gate for gate in self.gates if gate in weight.gates)
         have, want = (theirs, weight.gates) if into_own else (weight.gates, theirs)
         turned = self.transposed and weight.is_matrix
         if turned and into_own:
             array = array.T
-        if have != want or not self.negated.isdisjoint(have):
+        if have != want or not negated.isdisjoint(have):
             blocks = dict(zip(have, blocks_of(weight.name, array, len(have)), strict=True))
-            for gate in self.negated.intersection(have):
+            for gate in negated.intersection(have):
                 blocks[gate] = -blocks[gate]
             array = np.concatenate([blocks[gate] for gate in want])
         if turned and not into_own:
@@ -188,7 +203,7 @@ def negated_for(cell: str, update: str | None) -> frozenset[str]:
     Raises
     ------
     ValueError
-        If it is neither, or the cell has no update gate.
+        If it is neither, or the cell has no update gate, or its gate has one sense alone.
     """
     if update is None:
         return frozenset()
@@ -197,6 +212,11 @@ def negated_for(cell: str, update: str | None) -> frozenset[str]:
     if cell not in UPDATE_GATES:
         raise ValueError(f"update: cell {cell!r} has no update gate; leave it out")
     gate, own = UPDATE_GATES[cell]
+    if update != own and cell in _ONE_SENSE:
+        raise ValueError(
+            f"update: cell {cell!r} has {own!r} alone, got {update!r}: its update gate does more "
+            "than mix, so a cell of the other sense is another cell"
+        )
     return frozenset() if update == own else frozenset([gate])
 
 

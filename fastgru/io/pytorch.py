@@ -1,4 +1,4 @@
-"""`from_pytorch`, `to_pytorch`: state dicts of PyTorch's modules, and their safetensors files."""
+"""`from_torch`, `to_torch`: state dicts of PyTorch's modules, and their safetensors files."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from .state_dict import check_cells, layers_of
 _MODULES = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 
 
-def from_pytorch(
+def from_torch(
     mapping_or_path: Mapping[str, Any] | str | os.PathLike[str],
     *,
     cell: str | Mapping[str, str] | None = None,
@@ -66,7 +66,7 @@ def from_pytorch(
     >>> import fastgru
     >>> from fastgru import io
     >>> weights = fastgru.init_params(3, 16, cell="lstm", rng=0).to_dict()
-    >>> found = io.from_pytorch({f"encoder.{key}": array for key, array in weights.items()})
+    >>> found = io.from_torch({f"encoder.{key}": array for key, array in weights.items()})
     >>> found["encoder"].params.cell
     'lstm'
     """
@@ -87,7 +87,7 @@ def from_pytorch(
     return Found(os.fspath(mapping_or_path), layers, described)
 
 
-def to_pytorch(params: Params, prefix: str = "") -> dict[str, Any]:
+def to_torch(params: Params, prefix: str = "") -> dict[str, Any]:
     """Make tensors that PyTorch's ``load_state_dict`` takes.
 
     Parameters
@@ -122,7 +122,7 @@ def to_pytorch(params: Params, prefix: str = "") -> dict[str, Any]:
     >>> from fastgru import io
     >>> params = fastgru.init_params(3, 16, rng=0)
     >>> module = torch.nn.GRU(3, 16)  # doctest: +SKIP
-    >>> module.load_state_dict(io.to_pytorch(params))  # doctest: +SKIP
+    >>> module.load_state_dict(io.to_torch(params))  # doctest: +SKIP
     <All keys matched successfully>
     """
     check_type("params", params, Params)
@@ -136,7 +136,7 @@ def to_pytorch(params: Params, prefix: str = "") -> dict[str, Any]:
         import torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "to_pytorch makes tensors, for which PyTorch is needed: pip install torch; "
+            "to_torch makes tensors, for which PyTorch is needed: pip install torch; "
             "params.to_dict() are the same arrays by the same names"
         ) from error
     start = f"{prefix}." if prefix and not prefix.endswith(".") else prefix

@@ -12,7 +12,7 @@ from .found import Found, Layer
 
 # The reader of each kind of content: its module, which is imported when it is needed, and name.
 _READERS = {
-    "safetensors": (".pytorch", "from_pytorch"),
+    "safetensors": (".pytorch", "from_torch"),
     "json": (".rtneural", "from_rtneural"),
     "keras": (".keras", "from_keras"),
     "hdf5": (".keras", "from_keras"),
@@ -29,7 +29,7 @@ def read(path: str | os.PathLike[str], **options: Any) -> Found:
         Of a file of `fastgru.save`; of PyTorch's weights as safetensors; of Keras (``.keras``,
         HDF5); of ONNX; of RTNeural (JSON). It is recognised by its content, not by its name.
     **options
-        Of the reader: `from_pytorch`, `from_keras`, `from_onnx`, `from_rtneural`. Files of
+        Of the reader: `from_torch`, `from_keras`, `from_onnx`, `from_rtneural`. Files of
         `fastgru.save` take none.
 
     Returns

@@ -49,7 +49,7 @@ def from_rtneural(
     -------
     Found
         Layers of the first form by their names, or as ``"layers[0]"``; modules of the second as by
-        `from_pytorch`. Other layers are left out.
+        `from_torch`. Other layers are left out.
 
     Raises
     ------

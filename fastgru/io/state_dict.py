@@ -53,12 +53,12 @@ def layers_of(
     read : callable
         Gives the array of a key.
     cell : str or mapping of str to str, optional
-        As for `from_pytorch`.
+        As for `from_torch`.
 
     Raises
     ------
     TypeError, ValueError
-        As for `from_pytorch`.
+        As for `from_torch`.
     """
     modules: dict[str, ByPlace] = {}
     left_out = []
