@@ -1,4 +1,4 @@
-"""`from_keras` and `to_keras`: Keras's own files and its own answers, and the equations written out.
+"""`from_keras` and `to_keras`: files of Keras and its own answers; equations, written out.
 
 The files are in data/keras; `make.py` beside them says how they were made.
 """
@@ -174,7 +174,7 @@ def test_cudnn_weights_in_a_layer_of_another_class(tmp_path: Path) -> None:
         settings = '"activation": "tanh", "recurrent_activation": "hard_sigmoid", "units"'
         config = config.replace("CuDNNGRU", "GRU").replace('"units"', settings)
         file.attrs["model_config"] = config
-    with pytest.raises(ValueError, match="gru: expected GRU with .*got .*'hard_sigmoid'"):
+    with pytest.raises(ValueError, match=r"gru: expected GRU with .*got .*'hard_sigmoid'"):
         from_keras(path)
     with h5py.File(path, "r+") as file:
         file.attrs["model_config"] = config.replace("hard_sigmoid", "sigmoid")
@@ -328,7 +328,7 @@ def test_wrong_arguments() -> None:
         from_keras({3: weights})
     with pytest.raises(TypeError, match=r"float16; dtype='float32'"):
         from_keras([w.astype("float16") for w in weights])
-    with pytest.raises(TypeError, match="dtype: expected float32 or float64"):
+    with pytest.raises(TypeError, match="dtype: expected dtype float32 or float64"):
         from_keras(weights, dtype="float16")
     with pytest.raises(TypeError, match="cell: expected a cell's name"):
         from_keras(weights, cell=3)
@@ -371,7 +371,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "reset not said": ("bare", {"reset_after": ...}, "'bare'"),
     "direction": ("both.layer", {"go_backwards": True}, "expected go_backwards=False"),
     "merged": ("sum", {"merge_mode": "max"}, "merge_mode 'max'"),
-    "no name": ("tanh", {"name": None}, "expected its weights|layer's name|missing"),
+    "name": ("tanh", {"name": "a/b"}, "expected a layer's name, got 'a/b'"),
 }
 
 
@@ -393,7 +393,7 @@ def test_settings_that_are_not_the_cells(case: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as refused:
         from_keras(path)
     assert str(path) in str(refused.value)
-    if case != "no name" and case not in ("direction", "merged"):
+    if case not in ("name", "direction", "merged"):
         others = [other for other in from_keras(tmp_path / "many.keras") if other != name]
         found = from_keras(path, layers=others)
         assert [*found] == others
@@ -481,8 +481,14 @@ def test_weights_that_do_not_fit_the_configuration(tmp_path: Path) -> None:
         layers = config["config"]["layers"]
         layers.append(copy.deepcopy(next(la for la in layers if la["class_name"] == "GRU")))
 
-    with pytest.raises(ValueError, match=r"expected its weights in layers/gru_3"):
+    def once_more(config: Any) -> None:
+        twice(config)
+        config["config"]["layers"][-1]["config"]["name"] = "more"
+
+    with pytest.raises(ValueError, match="the layer 'before' comes twice"):
         from_keras(changed(path, twice))
+    with pytest.raises(ValueError, match=r"expected its weights in layers/gru_3"):
+        from_keras(changed(path, once_more))
     whole = unpacked("many.h5", tmp_path)
     with h5py.File(whole, "r+") as file:
         text = json.loads(file.attrs["model_config"])

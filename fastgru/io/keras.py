@@ -159,6 +159,7 @@ class _Given:
         self.path = path
         self._array = np.asarray(array)
         self.shape: tuple[int, ...] = self._array.shape
+        self.dtype = str(self._array.dtype)
 
     def read(self) -> Any:
         return self._array

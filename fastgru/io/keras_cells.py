@@ -58,8 +58,12 @@ class Stored(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
 
+    @property
+    def dtype(self) -> str:
+        """Its dtype's name."""
+
     def read(self) -> Any:
-        """Its numbers."""
+        """Its numbers; bfloat16 of a file as float32."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,12 @@ def _arrays_of(
     """fastgru's arrays of a layer and direction, and what each was made from."""
     table = cell_named(cell)
     gates = gates_named(cell, sizes.kind.order)
+    for array in direction.arrays:
+        if dtype is None and array.dtype == "bfloat16":
+            raise TypeError(
+                f"{array.path}: expected float32 or float64, got bfloat16; dtype='float32' "
+                "converts it"
+            )
     read = {
         key: floating(array.path, array.read(), dtype)
         for key, array in zip(_WEIGHTS, direction.arrays, strict=False)

@@ -24,7 +24,7 @@ if OLD:
     from tensorflow import keras
 else:
     import keras
-from keras import layers as L  # noqa: E402
+L = keras.layers
 
 rng = np.random.default_rng(0)
 numbers = np.asarray if OLD else keras.ops.convert_to_numpy
