@@ -371,7 +371,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "reset not said": ("bare", {"reset_after": ...}, "'bare'"),
     "direction": ("both.layer", {"go_backwards": True}, "expected go_backwards=False"),
     "merged": ("sum", {"merge_mode": "max"}, "merge_mode 'max'"),
-    "name": ("tanh", {"name": "a/b"}, "expected a layer's name, got 'a/b'"),
+    "name": ("tanh", {"name": 3}, "expected a layer's name, got 3"),
 }
 
 

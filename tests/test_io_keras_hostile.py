@@ -285,6 +285,26 @@ HOSTILE: dict[str, tuple[Callable[[Any, Path], None], str]] = {
 }
 
 
+@pytest.mark.parametrize("link", [h5py.SoftLink("/there"), h5py.ExternalLink("other.h5", "/")])
+@pytest.mark.parametrize("place", ["layer_names", "weight_names"])
+def test_names_that_lead_through_links(link: Any, place: str, tmp_path: Path) -> None:
+    """Names in attributes are paths: none of their parts may be a link."""
+    path, names = tmp_path / "hostile.h5", ("kernel", "recurrent_kernel", "bias")
+    weights = dict(zip(names, (KERNEL, RECURRENT, BIAS), strict=True))
+    with h5py.File(tmp_path / "other.h5", "w") as other, h5py.File(path, "w") as file:
+        for group in (other, file.create_group("there")):
+            for name, array in weights.items():
+                group[f"gru/{name}"] = array
+            group["gru"].attrs["weight_names"] = names
+        layer = "link/gru" if place == "layer_names" else "real"
+        file.attrs["layer_names"] = [layer]
+        (file if place == "layer_names" else file.create_group("real"))["link"] = link
+        if place == "weight_names":
+            file["real"].attrs["weight_names"] = [f"link/gru/{name}" for name in names]
+    with pytest.raises(ValueError, match="link to another place"):
+        from_keras(path)
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hdf5_made_to_do_harm(case: str, tmp_path: Path) -> None:
     write, message = HOSTILE[case]

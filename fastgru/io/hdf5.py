@@ -7,7 +7,9 @@ library follows them. What is read of a file is never more than the file is long
 
 import bisect
 import contextlib
+import io
 import math
+import mmap
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,9 @@ from .convention import bfloat16_to_float32
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DAMAGED = "it is damaged, or no program of Keras wrote it: take an undamaged copy"
 _DEEPEST = 64  # groups in groups
+# Where the first block of a file says how long addresses and lengths are, by its version.
+_WIDTHS = {0: 13, 1: 13, 2: 9, 3: 9}
+_HEAP, _HEAP_HEADER, _OBJECT_HEADER = b"GCOL", 16, 16
 # What h5py raises on damaged files, as experience with such files shows.
 _FAILURES = (
     *(OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError, AttributeError),
@@ -91,6 +96,7 @@ class Store:
 
     def __init__(self, file: Any, size: int) -> None:
         h5py = _h5py()
+        _check_texts(file, size)
         self.root = h5py.File(file, "r")
         self._h5 = h5py
         self._size = size
@@ -121,14 +127,16 @@ class Store:
         return names
 
     def group(self, parent: Any, name: str) -> Any:
-        """A group in another.
+        """A group in another, by a name that may be a path of several.
 
         Raises
         ------
         RefusedError
             If there is none, or it has been met before: groups may hold themselves.
         """
-        member = self._member(parent, name)
+        member = parent
+        for part in name.split("/"):
+            member = self._member(member, part)
         if not isinstance(member, self._h5.Group):
             raise RefusedError(f"{member.name}: expected a group, got an array; {DAMAGED}")
         address = self._h5.h5o.get_info(member.id).addr
@@ -240,6 +248,38 @@ class Store:
             for bits in (16, 32, 64)
             for order in ("LE", "BE")
         )
+
+
+def _check_texts(file: Any, size: int) -> None:
+    """Refuse files whose heaps of texts are damaged: the library can loop in them without end.
+
+    Texts of any length lie in heaps, blocks that start with four letters; in these, objects follow
+    each other, and each says how long it is.
+    """
+    with contextlib.ExitStack() as stack:
+        content: Any = None
+        try:
+            content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except io.UnsupportedOperation:  # it is in memory already
+            content = file.getvalue()
+        width = _WIDTHS.get(content[8] if size > 16 else -1)
+        if width is None or content[width : width + 2] != b"\x08\x08":
+            raise RefusedError(f"expected the format of HDF5 that Keras writes; {DAMAGED}")
+        at = content.find(_HEAP)
+        while at >= 0:
+            end = at + int.from_bytes(content[at + 8 : at + 16], "little")
+            place = at + _HEAP_HEADER
+            # What is too short for an object is left free.
+            while place + _OBJECT_HEADER <= end <= size:
+                number = int.from_bytes(content[place : place + 2], "little")
+                length = int.from_bytes(content[place + 8 : place + 16], "little")
+                # Free space, which is number 0, counts its header; it ends the heap.
+                place += length if not number else _OBJECT_HEADER + -(-length // 8) * 8
+                if (not number and place != end) or place > end:
+                    break
+            if not 0 <= end - place < _OBJECT_HEADER or end > size:
+                raise RefusedError(f"a heap of texts at byte {at} is damaged; {DAMAGED}")
+            at = content.find(_HEAP, at + 1)
 
 
 def _path(group: Any) -> str:

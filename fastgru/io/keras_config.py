@@ -152,7 +152,7 @@ def _layers(
         at = f"{path}layers/{base}_{number}" if number else f"{path}layers/{base}"
         name = inner.get("name") if isinstance(inner, dict) else None
         name = member.get("name") if name is None else name
-        if not isinstance(name, str) or not name or "/" in name:
+        if not isinstance(name, str) or not name:
             raise RefusedError(f"configuration: expected a layer's name, got {name!r}; {DAMAGED}")
         yield from _layer(
             LayerConfig(prefix + name, written, at, top or name), class_name, inner, frozen, depth
