@@ -7,31 +7,23 @@ library follows them. What is read of a file is never more than the file is long
 
 import bisect
 import contextlib
-import io
 import math
-import mmap
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from .convention import bfloat16_to_float32
+from .hdf5_texts import Texts
+from .keras_errors import DAMAGED, RefusedError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-DAMAGED = "it is damaged, or no program of Keras wrote it: take an undamaged copy"
 _DEEPEST = 64  # groups in groups
-# Where the first block of a file says how long addresses and lengths are, by its version.
-_WIDTHS = {0: 13, 1: 13, 2: 9, 3: 9}
-_HEAP, _HEAP_HEADER, _OBJECT_HEADER = b"GCOL", 16, 16
 # What h5py raises on damaged files, as experience with such files shows.
 _FAILURES = (
     *(OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError, AttributeError),
     *(OverflowError, MemoryError, NotImplementedError, SystemError),
 )
-
-
-class RefusedError(Exception):
-    """Why a file is refused."""
 
 
 @contextlib.contextmanager
@@ -41,17 +33,6 @@ def damage() -> Iterator[None]:
         yield
     except _FAILURES as error:
         raise RefusedError(f"cannot be read as HDF5 ({error}); {DAMAGED}") from error
-
-
-@contextlib.contextmanager
-def refusals(origin: str) -> Iterator[None]:
-    """What is wrong with a file's content as ValueError that names the file."""
-    try:
-        yield
-    except RefusedError as refusal:
-        raise ValueError(f"{origin}: {refusal}") from refusal.__cause__
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{origin}: {error}") from error
 
 
 class Array:
@@ -96,8 +77,12 @@ class Store:
 
     def __init__(self, file: Any, size: int) -> None:
         h5py = _h5py()
-        _check_texts(file, size)
-        self.root = h5py.File(file, "r")
+        self._texts = Texts(file, size)
+        try:
+            self.root = h5py.File(file, "r")
+        except BaseException:
+            self._texts.close()
+            raise
         self._h5 = h5py
         self._size = size
         self._seen: set[int] = set()  # addresses of groups
@@ -108,6 +93,7 @@ class Store:
     def close(self) -> None:
         """Release the file."""
         self.root.close()
+        self._texts.close()
 
     def children(self, group: Any) -> list[str]:
         """Names in a group, in the file's order, which is alphabetical.
@@ -180,18 +166,7 @@ class Store:
 
     def texts(self, owner: Any, name: str) -> list[str] | None:
         """An attribute of strings; None if there is none."""
-        if name not in owner.attrs:
-            return None
-        attribute = owner.attrs.get_id(name)
-        kind, count = attribute.dtype, math.prod(attribute.shape)
-        if count == 0:
-            return []  # of no dtype in particular
-        if attribute.get_storage_size() > self._size or count > self._size:
-            raise RefusedError(f"attribute {name}: larger than the file; {DAMAGED}")
-        if kind.kind != "S" and self._h5.check_string_dtype(kind) is None:
-            raise RefusedError(f"attribute {name}: expected text, got {kind}; {DAMAGED}")
-        values = np.ravel(owner.attrs[name])
-        return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+        return self._texts.of(self._h5.h5o.get_info(owner.id).addr, name)
 
     def _member(self, parent: Any, name: str) -> Any:
         """A child that lies in this file."""
@@ -248,38 +223,6 @@ class Store:
             for bits in (16, 32, 64)
             for order in ("LE", "BE")
         )
-
-
-def _check_texts(file: Any, size: int) -> None:
-    """Refuse files whose heaps of texts are damaged: the library can loop in them without end.
-
-    Texts of any length lie in heaps, blocks that start with four letters; in these, objects follow
-    each other, and each says how long it is.
-    """
-    with contextlib.ExitStack() as stack:
-        content: Any = None
-        try:
-            content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except io.UnsupportedOperation:  # it is in memory already
-            content = file.getvalue()
-        width = _WIDTHS.get(content[8] if size > 16 else -1)
-        if width is None or content[width : width + 2] != b"\x08\x08":
-            raise RefusedError(f"expected the format of HDF5 that Keras writes; {DAMAGED}")
-        at = content.find(_HEAP)
-        while at >= 0:
-            end = at + int.from_bytes(content[at + 8 : at + 16], "little")
-            place = at + _HEAP_HEADER
-            # What is too short for an object is left free.
-            while place + _OBJECT_HEADER <= end <= size:
-                number = int.from_bytes(content[place : place + 2], "little")
-                length = int.from_bytes(content[place + 8 : place + 16], "little")
-                # Free space, which is number 0, counts its header; it ends the heap.
-                place += length if not number else _OBJECT_HEADER + -(-length // 8) * 8
-                if (not number and place != end) or place > end:
-                    break
-            if not 0 <= end - place < _OBJECT_HEADER or end > size:
-                raise RefusedError(f"a heap of texts at byte {at} is damaged; {DAMAGED}")
-            at = content.find(_HEAP, at + 1)
 
 
 def _path(group: Any) -> str:

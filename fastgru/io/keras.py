@@ -10,9 +10,9 @@ import numpy as np
 from ..check import cell_named, check_kind, check_members, check_path, check_type
 from ..params import Params
 from .found import Found, Layer
-from .hdf5 import refusals
 from .keras_cells import OF_CELL, Direction, is_recurrent, layer_of, lists_of
 from .keras_config import LayerConfig
+from .keras_errors import refusals
 from .keras_files import Content, opened
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .hdf5 import DAMAGED, RefusedError
+from .keras_errors import DAMAGED, RefusedError
 
 _DEEPEST = 32  # models in models
 _LAYERS = {

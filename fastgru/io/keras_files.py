@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .hdf5 import DAMAGED, SIGNATURE, RefusedError, Store, damage
+from .hdf5 import SIGNATURE, Store, damage
 from .keras_config import LayerConfig, layers_in
+from .keras_errors import DAMAGED, RefusedError
 from .keras_weights import NamedWeights, VariableGroups
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -70,7 +71,7 @@ def opened(path: Path) -> Iterator[Content]:
 def _content(store: Store, layers: list[LayerConfig] | None) -> Content:
     """What an HDF5 file holds; `layers` are those of an archive."""
     names = store.children(store.root)
-    if "layer_names" in store.root.attrs or "layer_names0" in store.root.attrs:
+    if any(store.texts(store.root, name) is not None for name in ("layer_names", "layer_names0")):
         return Content(NamedWeights(store, store.root), layers, [])
     if "model_weights" not in names:
         return Content(VariableGroups(store), layers, [])

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .hdf5 import DAMAGED, Array, RefusedError, Store
+from .hdf5 import Array, Store
 from .keras_cells import is_cudnn, is_recurrent
 from .keras_config import LayerConfig
+from .keras_errors import DAMAGED, RefusedError
 
 _LEAVES = ("kernel", "recurrent_kernel", "bias")
 # How tf.keras 2.12 and 2.13 call the group of a model's layers.
