@@ -336,6 +336,41 @@ def test_what_is_harmless_is_read(tmp_path: Path) -> None:
         assert len(found) == (write is not not_numbered)
 
 
+def test_texts_of_wrong_lengths(target: Path) -> None:
+    """The HDF5 library takes such lengths as they are, and fills gigabytes or never ends."""
+    content = CONTENT["mixed_bfloat16.weights.h5"]
+    heap = content.find(b"GCOL")
+    (length,) = {
+        n for n in range(1, 9000) if struct.pack("<IQI", n, heap, 1) in content
+    }  # of the first text in the heap
+    reference = struct.pack("<IQI", length, heap, 1)
+    first = heap + 16
+    wrong = [content.replace(reference, struct.pack("<IQI", n, heap, 1)) for n in (1 << 31, 5000)]
+    wrong += [
+        content.replace(reference, struct.pack("<IQI", length, *place))
+        for place in ((heap, 999), (heap + 8, 1), (1 << 40, 1))
+    ]
+    wrong += [
+        content[: first + 8] + struct.pack("<Q", n) + content[first + 16 :] for n in (0, 1 << 63)
+    ]
+    wrong.append(content[:first] + bytes(16) + content[first + 16 :])
+    for damaged in wrong:
+        assert damaged != content
+        assert read(target, damaged) is None
+
+
+def test_headers_that_hold_themselves(target: Path) -> None:
+    content = CONTENT["mixed_bfloat16.h5"]
+    with h5py.File(io.BytesIO(content)) as file:
+        address = h5py.h5o.get_info(file.id).addr
+    size = len(content) - address
+    more = struct.pack("<HHB3xQQ", 0x10, 16, 0, address + 16, 1 << 12)
+    header = struct.pack("<BBHIII", 1, 0, 9999, 1, len(more), 0) + more
+    assert size > len(header)
+    damaged = content[:address] + header + content[address + len(header) :]
+    assert read(target, damaged) is None
+
+
 CONFIGS = {
     "no JSON": b"{",
     "deep": b"[" * 200_000,

@@ -20,10 +20,7 @@ from .keras_errors import DAMAGED, RefusedError
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DEEPEST = 64  # groups in groups
 # What h5py raises on damaged files, as experience with such files shows.
-_FAILURES = (
-    *(OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError, AttributeError),
-    *(OverflowError, MemoryError, NotImplementedError, SystemError),
-)
+_FAILURES = (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..check import cell_named, check_kind, check_members, check_path, check_type
+from ..kernels.cells import CELLS
 from ..params import Params
+from .convention import Convention, gates_named
 from .found import Found, Layer
-from .keras_cells import OF_CELL, Direction, is_recurrent, layer_of, lists_of
+from .keras_cells import OF_CELL, Direction, is_recurrent, layer_of
 from .keras_config import LayerConfig
 from .keras_errors import refusals
 from .keras_files import Content, opened
@@ -72,8 +74,8 @@ def from_keras(
     otherwise. Two or three arrays are one direction, four or six are of Bidirectional. Activations
     are taken to be the default ones.
 
-    Arrays of HDF5 have no checksums: a file that is damaged within them cannot be told from another
-    one. Archives ``.keras`` have.
+    HDF5 has no checksums: damage to the numbers of an array, or to where it is, cannot be told from
+    other weights. Archives ``.keras`` have.
 
     Examples
     --------
@@ -139,7 +141,28 @@ def to_keras(params: Params) -> list[list[Any]]:
             f"params: expected NumPy arrays, got {params.library}; "
             f"params.map({params.library}.asnumpy) makes them"
         )
-    return lists_of(params)
+    kind, table = OF_CELL[params.cell], CELLS[params.cell]
+    convention = Convention(gates_named(params.cell, kind.order), transposed=True)
+    names = [weight.name for weight in table.weights if weight.is_optional]
+    lists = []
+    for layer in params.layers:
+        made: list[Any] = []
+        for weights in layer:
+            arrays = convention.write(params.cell, dict(weights.items()))
+            made += [arrays["weight_ih"], arrays["weight_hh"]]
+            if params.bias:
+                input_bias, recurrent_bias = (arrays[name] for name in names)
+                both = kind.cells[params.cell].get("reset_after", False)
+                made.append(
+                    np.stack([input_bias, recurrent_bias])
+                    if both
+                    # Adding zeros would change the sign of a zero.
+                    else input_bias + recurrent_bias
+                    if recurrent_bias.any()
+                    else input_bias
+                )
+        lists.append(made)
+    return lists
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..check import cell_named
-from ..kernels.cells import CELLS
 from ..names import named_arrays, suffix
 from ..params import Params
 from .convention import Convention, floating, fused_biases, gates_named
@@ -149,32 +148,6 @@ def layer_of(
         sources |= {key + suffix(0, number): origin for key, origin in origins.items()}
     params = Params.from_dict(named_arrays([table]), cell=cell_named(chosen).name)
     return Layer(name, params, {key: sources[key] for key in params.to_dict()}, notes=tuple(said))
-
-
-def lists_of(params: Params) -> list[list[Any]]:
-    """The weights of each layer as ``layer.set_weights`` of Keras takes them."""
-    kind, table = OF_CELL[params.cell], CELLS[params.cell]
-    convention = Convention(gates_named(params.cell, kind.order), transposed=True)
-    names = [weight.name for weight in table.weights if weight.is_optional]
-    lists = []
-    for layer in params.layers:
-        made: list[Any] = []
-        for weights in layer:
-            arrays = convention.write(params.cell, dict(weights.items()))
-            made += [arrays["weight_ih"], arrays["weight_hh"]]
-            if params.bias:
-                input_bias, recurrent_bias = (arrays[name] for name in names)
-                both = kind.cells[params.cell].get("reset_after", False)
-                made.append(
-                    np.stack([input_bias, recurrent_bias])
-                    if both
-                    # Adding zeros would change the sign of a zero.
-                    else input_bias + recurrent_bias
-                    if recurrent_bias.any()
-                    else input_bias
-                )
-        lists.append(made)
-    return lists
 
 
 def _sizes_of(name: str, direction: Direction) -> _Sizes:
