@@ -1,4 +1,4 @@
-"""Forecast the weekly CO2 record of Mauna Loa: a recipe to copy for a series of your own.
+"""Forecast the weekly CO2 record of Mauna Loa, with everything written out.
 
 A window of the last two years goes through one recurrent layer; a linear read-out of its last
 hidden state gives the change over each of the next 12 weeks at once. Adam trains both, with clipped
@@ -151,7 +151,17 @@ def prepare(dates: Array, ppm: Array) -> Problem:
     -------
     Problem
         No training array and no scale depends on a held-out week.
+
+    Raises
+    ------
+    ValueError
+        If the dates are not a week apart: windows, seasons and horizon are of weekly series.
     """
+    if not (np.diff(dates) == np.timedelta64(7, "D")).all():
+        raise ValueError(
+            "dates: expected a week between each and the next; for another series take the guide's "
+            "page on forecasts, or copy this module and change WINDOW, YEAR and HORIZON"
+        )
     # Filling a gap looks at the next measured week: forecasts made inside a gap would know some of
     # their future. This record has no gap after 1985, so none reaches the held-out weeks.
     weeks, known = np.arange(len(ppm)), ~np.isnan(ppm)

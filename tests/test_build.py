@@ -7,6 +7,7 @@ from programs import run
 
 from fastgru.kernels.cells import CELLS
 from fastgru.kernels.cpu import build
+from fastgru.kernels.layout import phase_plans
 
 SINGLE = np.dtype("float32")
 
@@ -27,6 +28,8 @@ def test_every_kernel_of_a_cell_is_listed(cell: str) -> None:
     equations = [name for name in makers if name.startswith("equations")]
     assert len(equations) == 2 * len(of.phases)
     products = {f"product, {gates} gates" for gates in build.gates_of_products(of)}
+    recurrent = {plan.recurrents for plan in phase_plans(of)} - {0}
+    products |= {f"product, one row, {gates} gates" for gates in recurrent | {1}}
     assert {name for name in makers if name.startswith("product")} == products
     assert "product, 1 gates" in products  # what gradients of operands and of x are made by
     assert ("statistics" in makers) == ("input norm, backward" in makers) == (of.norm is not None)

@@ -18,7 +18,7 @@ import pytest
 from problems import SHIPPED_CELLS
 
 import fastgru
-from fastgru import io
+from fastgru import io, training
 from fastgru.kernels.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +93,8 @@ def public_functions(module: Any) -> list[Any]:
 def test_examples_of_docstrings_run() -> None:
     modules = ["fastgru", *(f"fastgru.{name}" for name in ("cell", "config", "ops", "packed"))]
     modules += sorted({f.__module__ for f in public_functions(io)})
+    modules += [f"fastgru.training.{name}" for name in ("losses", "model", "optimizers")]
+    modules += [f"fastgru.training.{name}" for name in ("fit", "schedules", "tree")]
     program = (
         "import doctest, importlib\n"
         f"for name in {[*modules, 'fastgru.params']}:\n"
@@ -103,14 +105,15 @@ def test_examples_of_docstrings_run() -> None:
 
 
 def test_public_functions_have_examples() -> None:
-    functions = [*public_functions(fastgru), *public_functions(io)]
+    functions = [f for module in (fastgru, io, training) for f in public_functions(module)]
     assert functions
     missing = [f.__name__ for f in functions if "Examples\n" not in (f.__doc__ or "")]
     assert not missing
 
 
 def test_the_reference_names_everything_public() -> None:
-    for module, page in ((fastgru, "fastgru.rst"), (fastgru.cell, "cell.rst"), (io, "io.rst")):
+    for module, page in ((fastgru, "fastgru.rst"), (fastgru.cell, "cell.rst"), (io, "io.rst"),
+                         (training, "training.rst")):  # fmt: skip
         text = (DOCS / "reference" / page).read_text("utf-8")
         missing = [name for name in module.__all__ if not re.search(rf"\b{name}\b", text)]
         assert not missing

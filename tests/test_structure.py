@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fastgru"
-PACKAGE_MODULES = sorted([*PACKAGE.glob("*.py"), *(PACKAGE / "io").glob("*.py")])
+SUBPACKAGES = "io", "training"
+PACKAGE_MODULES = sorted(
+    [
+        *PACKAGE.glob("*.py"),
+        *(path for name in SUBPACKAGES for path in (PACKAGE / name).glob("*.py")),
+    ]
+)
 MODULES = sorted([*PACKAGE_MODULES, *(PACKAGE.parent / "kernels").rglob("*.py")])
 
 # Names that are private by their spelling alone, or of other packages that offer no public ones.
@@ -40,6 +46,7 @@ ORDER = (
     "cell",
     "config",
     "__init__",
+    "training",
     "demo",
     "__main__",
 )

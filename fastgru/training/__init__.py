@@ -1,15 +1,49 @@
 """Training without a framework: models, losses, optimisers, schedules and `fit`."""
 
+from .fit import Progress, fit
+from .history import Fitted, History
+from .losses import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    GaussianNLLLoss,
+    HuberLoss,
+    L1Loss,
+    Loss,
+    MSELoss,
+    QuantileLoss,
+)
+from .model import Model, init_model
 from .optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+from .schedules import Constant, Cosine, OneCycle, ReduceOnPlateau, Schedule, Step
 from .tree import clip_by_norm, norm_of, tree_map
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BCEWithLogitsLoss",
+    "Constant",
+    "Cosine",
+    "CrossEntropyLoss",
+    "Fitted",
+    "GaussianNLLLoss",
+    "History",
+    "HuberLoss",
+    "L1Loss",
+    "Loss",
+    "MSELoss",
+    "Model",
+    "OneCycle",
     "Optimizer",
+    "Progress",
+    "QuantileLoss",
     "RMSprop",
+    "ReduceOnPlateau",
+    "Schedule",
+    "Step",
     "clip_by_norm",
+    "fit",
+    "init_model",
     "norm_of",
     "tree_map",
 ]

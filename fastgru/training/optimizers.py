@@ -16,10 +16,15 @@ from .tree import Tree, library_of, pairs_of, tree_map
 class Optimizer(ABC):
     """What all optimisers have; see `Adam` for an example.
 
-    Attributes
+    Parameters
     ----------
     learning_rate : float
         Of a step that is not told another one.
+    weight_decay : float
+        What that means is the optimiser's.
+
+    Attributes
+    ----------
     steps : int
         How many were taken.
     """
@@ -257,7 +262,10 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    learning_rate, betas, eps : as for `Adam`
+    learning_rate : float
+        As for `Adam`, like the next two.
+    betas : tuple of float
+    eps : float
     weight_decay : float
         A step makes weights smaller by so many times the learning rate.
 

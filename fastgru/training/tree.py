@@ -33,6 +33,13 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
         If something in a tree is none of these.
     ValueError
         If the trees differ in structure.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastgru import training
+    >>> training.tree_map(lambda w, g: w - 0.5 * g, {"w": np.ones(2)}, {"w": np.ones(2)})
+    {'w': array([0.5, 0.5])}
     """
     if hasattr(tree, "map"):
         return tree.map(function, *others)
@@ -87,6 +94,13 @@ def norm_of(tree: Tree) -> float:
     -------
     float
         Summed in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastgru import training
+    >>> training.norm_of([np.array([3.0]), np.array([[4.0]])])
+    5.0
     """
     total = 0.0
 

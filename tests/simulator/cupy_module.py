@@ -79,9 +79,9 @@ def _poisoned(shape: Any, dtype: Any = float) -> Any:
     return np.full(shape, np.nan if kind.kind == "f" else 0x7F, kind).view(ndarray)
 
 
-def _made(function: Any, *arguments: Any) -> Any:
+def _made(function: Any, *arguments: Any, **options: Any) -> Any:
     assert Stream.captured is None, "memory is asked for while a stream is captured"
-    return function(*arguments).view(ndarray)
+    return np.asarray(function(*arguments, **options)).view(ndarray)
 
 
 class Stream:
@@ -146,11 +146,21 @@ def asnumpy(array: Any) -> Any:
     return np.array(array, subok=False)
 
 
+# Functions of NumPy's that CuPy has too, and that fastgru uses.
+FUNCTIONS = (
+    *("zeros", "ones", "full", "ascontiguousarray", "asarray", "isfinite", "zeros_like"),
+    *("empty_like", "arange", "concatenate", "broadcast_to", "take_along_axis", "where"),
+    *("multiply", "subtract", "divide", "maximum", "clip", "abs", "sign", "sqrt", "exp", "log"),
+    *("log1p", "einsum"),
+)
+
+
 def make_cupy() -> Any:
     """The module that stands in for CuPy."""
     module: Any = types.ModuleType("cupy")
     module.ndarray, module.asnumpy, module.empty = ndarray, asnumpy, _poisoned
-    for name in ("zeros", "ones", "ascontiguousarray", "asarray", "isfinite"):
+    module.inf = np.inf
+    for name in FUNCTIONS:
         setattr(module, name, functools.partial(_made, getattr(np, name)))
     module.cuda = types.ModuleType("cupy.cuda")
     module.cuda.Device, module.cuda.Stream = Device, Stream

@@ -1,0 +1,132 @@
+"""Epochs: batches, their gradients, and the updates that these make."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .data import Data
+from .losses import Loss
+from .model import Model, forward_pass, gradients_of, with_statistics
+from .optimizers import Optimizer
+from .schedules import Schedule
+from .tree import clip_by_norm, tree_map
+
+# Samples that are sorted by length together: enough for batches of similar lengths, and few enough
+# that batches still differ from epoch to epoch.
+_SORTED_BATCHES = 50
+
+
+@dataclass
+class Epoch:
+    """What happened in an epoch."""
+
+    loss: float
+    rate: float
+    norms: list[float]
+
+
+@dataclass
+class Trainer:
+    """How a model is trained; see `fit`."""
+
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule
+    epochs: int
+    batch_size: int
+    accumulate: int
+    limit: float | None
+    truncate: int | None
+    rng: np.random.Generator
+    done: float = 0.0  # epochs, with their part that is done
+
+    def epoch(self, model: Model, data: Data) -> tuple[Model, Epoch]:
+        """One pass over the data."""
+        total = count = 0.0
+        norms: list[float] = []
+        rate, begun, gathered, waiting = 0.0, self.done, None, 0
+        batches = list(self._batches(data))
+        for number, rows in enumerate(batches):
+            state = None
+            for piece in self._pieces(data.rows(rows)):
+                value, gradients, model, state = self._gradients(model, piece, state)
+                if not math.isfinite(value):
+                    return model, Epoch(value, rate, norms or [math.nan])
+                total, count = total + value * len(rows), count + len(rows)
+                if gathered is not None:
+                    gradients = tree_map(lambda a, b: a + b, gradients, gathered)
+                gathered, waiting = gradients, waiting + 1
+                if waiting < self.accumulate and number + 1 < len(batches):
+                    continue
+                rate = self.optimizer.learning_rate * self.schedule.factor(self.done / self.epochs)
+                gradients, norm = self._shortened(gathered, waiting)
+                norms.append(norm)
+                model = self.optimizer.step(model, gradients, learning_rate=rate)
+                gathered, waiting = None, 0
+            self.done = begun + (number + 1) / len(batches)
+        if not count:
+            raise ValueError("lengths: expected at least one valid step, got none")
+        return model, Epoch(total / count, rate, norms)
+
+    def _shortened(self, gradients: Model, count: int) -> tuple[Model, float]:
+        """The mean gradient of some batches, shortened, and its norm before that."""
+        if count > 1:
+            gradients = tree_map(lambda g: g / count, gradients)
+        return clip_by_norm(gradients, math.inf if self.limit is None else self.limit)
+
+    def _pieces(self, batch: Data) -> Iterator[Data]:
+        """A batch, or its pieces in the order of time; those without a valid step are left out."""
+        steps = batch.x.shape[1]
+        size = self.truncate or max(1, steps)
+        for first in range(0, max(1, steps), size):
+            if batch.lengths is None and self.truncate is None:
+                yield batch
+                return
+            lengths = batch.lengths
+            if lengths is not None:
+                lengths = np.clip(lengths - first, 0, size)
+                if not lengths.any():
+                    return
+            part = slice(first, first + size)
+            y = batch.y if self.truncate is None else batch.y[:, part]
+            yield Data(batch.x[:, part], y, lengths, batch.weight)
+
+    def _gradients(self, model: Model, piece: Data, state: Any) -> tuple[float, Model, Model, Any]:
+        """Loss, gradients, the model with new statistics, and the state to carry on."""
+        made = forward_pass(model, piece.x, state, lengths=piece.lengths)
+        counted = piece.lengths if model.pooling == "steps" else None
+        value, slope = self.loss(made.output, piece.y, weight=piece.weight, lengths=counted)
+        return value, gradients_of(model, made, slope), with_statistics(model, made), made.h_n
+
+    def _batches(self, data: Data) -> Iterator[Any]:
+        """Rows of each batch, in an order that the generator decides."""
+        order = self.rng.permutation(len(data.x))
+        size = self.batch_size
+        if data.lengths is None:
+            yield from (order[first : first + size] for first in range(0, len(order), size))
+            return
+        batches = []
+        for first in range(0, len(order), size * _SORTED_BATCHES):
+            some = order[first : first + size * _SORTED_BATCHES]
+            some = some[np.argsort(data.lengths[some], kind="stable")]
+            batches += [some[k : k + size] for k in range(0, len(some), size)]
+        for number in self.rng.permutation(len(batches)):
+            yield batches[number]
+
+    def validate(self, model: Model, data: Data) -> float:
+        """The loss of data that is not trained on."""
+        output = model.predict(data.x, lengths=data.lengths, batch_size=max(256, self.batch_size))
+        counted = data.lengths if model.pooling == "steps" else None
+        return self.loss(output, data.y, weight=data.weight, lengths=counted)[0]
+
+    def why_not_finite(self, epoch: Epoch) -> str:
+        """What to tell the user."""
+        return (
+            f"the loss is not finite after {self.optimizer.steps} updates (gradient norm before: "
+            f"{epoch.norms[-1]:.3g}); the best weights so far are returned. Lower the learning "
+            f"rate ({self.optimizer.learning_rate:g}) or max_grad_norm ({self.limit}), and look "
+            "for values in x and y that are not finite or very large"
+        )
