@@ -1,25 +1,24 @@
-"""Forecast the weekly CO2 record of Mauna Loa, with everything written out.
+"""Forecast the weekly CO2 record of Mauna Loa.
 
 A window of the last two years goes through one recurrent layer; a linear read-out of its last
-hidden state gives the change over each of the next 12 weeks at once. Adam trains both, with clipped
-gradients. The weights of the epoch with the least training loss make the forecasts.
+hidden state gives the change over each of the next 12 weeks at once. `fastgru.training` trains
+both. The weights of the epoch with the least training loss make the forecasts.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-import fastgru
+from . import training
 
-__all__ = ["Problem", "Result", "clip", "load_co2", "prepare", "run"]
+__all__ = ["Problem", "Result", "load_co2", "prepare", "run"]
 
 Array = NDArray[Any]
 
@@ -69,58 +68,6 @@ class Result:
     def better_naive(self) -> str:
         """Whichever of last value and seasonal naive errs less HORIZON weeks ahead."""
         return min((LAST_VALUE, SEASONAL), key=lambda name: float(self.naive_errors[name][-1]))
-
-
-class Readout(NamedTuple):
-    """Linear map from the hidden state to the scaled changes."""
-
-    weight: Array  # (H, HORIZON)
-    bias: Array  # (HORIZON,)
-
-    def map(self, f: Callable[..., Array], *others: Readout) -> Readout:
-        """Apply `f` array by array, as the `map` of `fastgru.Params` does."""
-        return Readout(*(f(*arrays) for arrays in zip(self, *others, strict=True)))
-
-
-P = TypeVar("P", "fastgru.Params", Readout)
-
-
-def clip(params: fastgru.Params, readout: Readout, limit: float) -> tuple[fastgru.Params, Readout]:
-    """Shorten gradients whose norm, over all their arrays together, is above a limit.
-
-    Where a recurrent network becomes unstable, its gradients grow a hundredfold within a few
-    batches. Without a limit, one such batch can undo the training.
-
-    Parameters
-    ----------
-    params, readout : Params, Readout
-        Gradients.
-    limit : float
-        Greatest norm to leave.
-
-    Returns
-    -------
-    params, readout : Params, Readout
-        The gradients times one factor, which is 1 if their norm is at most `limit`.
-    """
-    arrays = [*params.to_dict().values(), *readout]
-    norm = sum(float(np.vdot(array, array)) for array in arrays) ** 0.5
-    factor = limit / max(norm, limit)  # a Python float: float32 stays float32
-    return params.map(lambda g: g * factor), readout.map(lambda g: g * factor)
-
-
-class Adam:
-    """Adam (Kingma and Ba, 2015) over whatever maps a function over its arrays."""
-
-    def __init__(self, params: Any) -> None:
-        self.m, self.v, self.steps = params.map(np.zeros_like), params.map(np.zeros_like), 0
-
-    def step(self, params: P, grads: P, rate: float) -> P:
-        self.steps += 1
-        self.m = self.m.map(lambda m, g: 0.9 * m + 0.1 * g, grads)
-        self.v = self.v.map(lambda v, g: 0.999 * v + 0.001 * g * g, grads)
-        rate *= (1 - 0.999**self.steps) ** 0.5 / (1 - 0.9**self.steps)
-        return params.map(lambda p, m, v: p - rate * m / (np.sqrt(v) + 1e-8), self.m, self.v)
 
 
 def load_co2() -> tuple[Array, Array]:
@@ -198,26 +145,6 @@ def _naive_forecasts(problem: Problem) -> dict[str, Array]:
     return {LAST_VALUE: last, SEASONAL: year_before, DRIFT: year_before + growth}
 
 
-def _hidden(h_n: Any) -> Array:
-    """Final hidden state of the only layer, (N, H); an LSTM's h_n is a pair (h, c)."""
-    hidden: Array = (h_n[0] if isinstance(h_n, tuple) else h_n)[0]
-    return hidden
-
-
-def _gradients(
-    x: Array, y: Array, params: fastgru.Params, readout: Readout
-) -> tuple[float, fastgru.Params, fastgru.Params, Readout]:
-    """Mean squared error of a batch, params with new running statistics if any, and gradients."""
-    _, h_n, saved = fastgru.forward_train(x, params)
-    h = _hidden(h_n)
-    residual = h @ readout.weight + readout.bias - y
-    d_output = residual * (2 / residual.size)
-    dh = (d_output @ readout.weight.T)[None]
-    grads = fastgru.backward(saved, dh_n=(dh, None) if isinstance(h_n, tuple) else dh)
-    d_readout = Readout(h.T @ d_output, d_output.sum(axis=0))
-    return float(np.mean(residual**2)), saved.params, grads.params, d_readout
-
-
 def run(
     cell: str = "gru",
     *,
@@ -252,38 +179,27 @@ def run(
     problem = problem or prepare(*load_co2())
     x, y = problem.x_train, problem.y_train
     rng = np.random.default_rng(seed)
-    params = fastgru.init_params(x.shape[2], hidden_size, cell=cell, rng=rng)
-    weight = rng.uniform(-1, 1, (hidden_size, HORIZON)) / np.sqrt(hidden_size)
-    readout = Readout(weight.astype(np.float32), np.zeros(HORIZON, np.float32))
-    adam, readout_adam = Adam(params), Adam(readout)
+    model = training.init_model(x.shape[2], hidden_size, HORIZON, cell=cell, rng=rng)
     # A batch thrown away compiles the kernels; of full size, so that they are the ones used below.
-    _gradients(x[:BATCH], y[:BATCH], params, readout)
+    training.fit(model, x[:BATCH], y[:BATCH], epochs=1, batch_size=BATCH)
 
-    batches = len(x) // BATCH
-    losses: list[float] = []
-    best = params, readout
     start = time.perf_counter()
-    about = f"training the {cell}, seed {seed}"
-    bar = tqdm(range(epochs), desc=about, unit="epoch", disable=not progress)
-    for _ in bar:
-        losses.append(0.0)
-        for rows in rng.permutation(len(x))[: batches * BATCH].reshape(batches, BATCH):
-            loss, params, d_params, d_readout = _gradients(x[rows], y[rows], params, readout)
-            d_params, d_readout = clip(d_params, d_readout, LIMIT)
-            # Falls to 0 early: large steps late in the training can make an LSTM unstable.
-            rate = LEARNING_RATE * (1 - adam.steps / (epochs * batches)) ** 2
-            params = adam.step(params, d_params, rate)
-            readout = readout_adam.step(readout, d_readout, rate)
-            losses[-1] += loss / batches
-        bar.set_postfix(loss=f"{losses[-1]:.4f}")
-        if losses[-1] <= min(losses):
-            best = params, readout
+    model, history = training.fit(
+        model,
+        x,
+        y,
+        optimizer=training.Adam(LEARNING_RATE),
+        # Falls to 0 early: large steps late in the training can make an LSTM unstable.
+        schedule=training.Polynomial(2.0),
+        epochs=epochs,
+        batch_size=BATCH,
+        max_grad_norm=LIMIT,
+        rng=rng,
+        progress=progress and f"training the {cell}, seed {seed}",
+    )
     seconds = time.perf_counter() - start
 
-    # Nearly always those of the last epoch, if the network did not become unstable near the end.
-    params, readout = best
-    _, h_n = fastgru.forward(problem.x_test, params)
-    change = (_hidden(h_n) @ readout.weight + readout.bias) * problem.scale
+    change = model.predict(problem.x_test) * problem.scale
     forecast = problem.ppm[problem.test_origins, None] + change
     measured = problem.ppm[_ahead(problem.test_origins)]
 
@@ -291,7 +207,7 @@ def run(
         return np.asarray(np.mean(np.abs(forecast - measured), axis=0))
 
     naive_errors = {name: error(naive) for name, naive in _naive_forecasts(problem).items()}
-    return Result(cell, seed, forecast, losses, seconds, error(forecast), naive_errors)
+    return Result(cell, seed, forecast, history.loss, seconds, error(forecast), naive_errors)
 
 
 class Spread(NamedTuple):

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from commands import fastgru_command
 
-import fastgru
 from fastgru import __main__ as cli
-from fastgru import demo
+from fastgru import demo, training
 
 NEEDS_MATPLOTLIB = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib"
@@ -130,77 +129,29 @@ def test_errors_are_those_of_the_forecasts(
     )
 
 
-def _gradients(size: float) -> tuple[fastgru.Params, demo.Readout]:
-    """Gradients whose norm, over all arrays, is `size`."""
-    rng = np.random.default_rng(0)
-    params = fastgru.init_params(2, 3, cell="lstm", rng=rng)
-    weight = rng.standard_normal((3, demo.HORIZON)).astype(np.float32)
-    readout = demo.Readout(weight, np.ones(demo.HORIZON, np.float32))
-    scale = size / float(np.linalg.norm(_flat(params, readout)))
-    return params.map(lambda g: scale * g), readout.map(lambda g: scale * g)
-
-
-def _flat(params: fastgru.Params, readout: demo.Readout) -> np.ndarray:
-    arrays = [*params.to_dict().values(), *readout]
-    return np.concatenate([array.ravel() for array in arrays])
-
-
-@pytest.mark.parametrize("size", [0.51, 2.0, 1e6])
-def test_clipping_shortens_long_gradients_and_keeps_their_direction(size: float) -> None:
-    """One factor for recurrent weights and read-out: neither gains on the other."""
-    gradients = _gradients(size)
-    clipped = demo.clip(*gradients, 0.5)
-    np.testing.assert_allclose(np.linalg.norm(_flat(*clipped)), 0.5, rtol=1e-6)
-    np.testing.assert_allclose(_flat(*clipped), _flat(*gradients) * (0.5 / size), rtol=1e-5)
-    assert _flat(*clipped).dtype == np.float32
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-3, 0.49])
-def test_clipping_leaves_short_gradients(size: float) -> None:
-    gradients = _gradients(size)
-    np.testing.assert_array_equal(_flat(*demo.clip(*gradients, 0.5)), _flat(*gradients))
-
-
-def test_no_step_follows_longer_gradients_than_the_limit(
+def test_training_clips_and_its_rate_falls(
     problem: demo.Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The training clips, and what Adam gets is what was clipped."""
-    given: list[Any] = []
-    step = demo.Adam.step
+    """What `training.fit` is told: the rest is tested with it."""
+    given: list[dict[str, Any]] = []
+    fit = training.fit
 
-    def watched(adam: demo.Adam, params: Any, grads: Any, rate: float) -> Any:
-        given.append(grads)
-        return step(adam, params, grads, rate)
+    def watched(*args: Any, **options: Any) -> Any:
+        given.append(options)
+        return fit(*args, **options)
 
-    monkeypatch.setattr(demo.Adam, "step", watched)
-    monkeypatch.setattr(demo, "LIMIT", 0.01)  # so short that every batch's gradients exceed it
-    demo.run("lstm", epochs=1, hidden_size=8, problem=problem)
-    norms = [np.linalg.norm(_flat(*pair)) for pair in zip(given[::2], given[1::2], strict=True)]
-    np.testing.assert_allclose(norms, 0.01, rtol=1e-5)
+    monkeypatch.setattr(training, "fit", watched)
+    result = demo.run("lstm", epochs=2, hidden_size=8, problem=problem)
+    (_, options) = given  # the first one compiles
+    assert options["max_grad_norm"] == demo.LIMIT
+    assert options["schedule"].factor(1.0) == 0
+    assert len(result.losses) == 2
 
 
-def test_weights_of_the_epoch_with_the_least_loss_forecast(
-    problem: demo.Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here of the second of four: the losses of the later ones are made large."""
-    weights: list[tuple[fastgru.Params, demo.Readout]] = []
-    batches = len(problem.x_train) // demo.BATCH
-    gradients = demo._gradients
-
-    def watched(x: Any, y: Any, params: Any, readout: Any) -> Any:
-        loss, *grads = gradients(x, y, params, readout)
-        weights.append((params, readout))
-        # The first call of all compiles.
-        return (loss if len(weights) <= 1 + 2 * batches else 100.0), *grads
-
-    monkeypatch.setattr(demo, "_gradients", watched)
-    result = demo.run("lstm", epochs=4, hidden_size=8, problem=problem)
-    assert result.losses[1] < result.losses[0] < result.losses[2]
-    params, readout = weights[1 + 2 * batches]  # those that the third epoch begins with
-    _, (h_n, _) = fastgru.forward(problem.x_test, params)
-    change = (h_n[0] @ readout.weight + readout.bias) * problem.scale
-    expected = problem.ppm[problem.test_origins, None] + change
-    np.testing.assert_array_equal(result.forecast, expected)
+def test_dates_must_be_weekly() -> None:
+    dates, ppm = demo.load_co2()
+    with pytest.raises(ValueError, match="dates: expected a week between"):
+        demo.prepare(dates[0] + np.arange(len(ppm)), ppm)
 
 
 def test_cells_are_told_apart_only_beyond_the_spread_over_seeds() -> None:

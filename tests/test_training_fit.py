@@ -15,6 +15,7 @@ from fastgru.training import (
     Cosine,
     MSELoss,
     OneCycle,
+    Polynomial,
     ReduceOnPlateau,
     Schedule,
     Step,
@@ -277,6 +278,8 @@ def test_the_bar_shows_and_can_be_silent(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == ""
     trained(epochs=2, progress=True)
     assert "loss=" in capsys.readouterr().err
+    trained(epochs=2, progress="training the gru")
+    assert "training the gru" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -291,7 +294,7 @@ def test_the_bar_shows_and_can_be_silent(capsys: pytest.CaptureFixture[str]) -> 
         ({"truncate": 4}, ValueError, "truncate: expected pooling='steps', got 'last'"),
         ({"validation_fraction": 1.0}, ValueError, "validation_fraction: expected .* below 1"),
         ({"max_grad_norm": "1"}, TypeError, "max_grad_norm: expected"),
-        ({"progress": 1}, TypeError, "progress: expected True or False"),
+        ({"progress": 1}, TypeError, "progress: expected True, False or a text"),
     ],
 )
 def test_refusals(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -324,6 +327,7 @@ def test_cupy_arrays_train_to_the_same_weights(simulated: Library) -> None:
         (Constant(warmup=0.5), [0, 1, 1]),
         (Cosine(), [1, 0.5, 0]),
         (Cosine(0.2, warmup=0.5), [0, 1, 0.2]),
+        (Polynomial(2.0), [1, 0.25, 0]),
         (Step(1, 0.1), [1, 0.1, 0.01]),
         (OneCycle(0.5, start=0.1, final=0.0), [0.1, 1, 0]),
         (ReduceOnPlateau(), [1, 1, 1]),

@@ -14,7 +14,7 @@ from .losses import (
 )
 from .model import Model, init_model
 from .optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
-from .schedules import Constant, Cosine, OneCycle, ReduceOnPlateau, Schedule, Step
+from .schedules import Constant, Cosine, OneCycle, Polynomial, ReduceOnPlateau, Schedule, Step
 from .tree import clip_by_norm, norm_of, tree_map
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Model",
     "OneCycle",
     "Optimizer",
+    "Polynomial",
     "Progress",
     "QuantileLoss",
     "RMSprop",

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..check import check_flag, check_rng, check_size, check_type
+from ..check import check_rng, check_size, check_type
 from .check import check_number
 from .data import Data, checked_data
 from .history import Fitted, History
@@ -60,7 +60,7 @@ def fit(
     patience: int | None = None,
     rng: Any = None,
     callbacks: Sequence[Callable[[Progress], bool | None]] = (),
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Fitted:
     """Train a model.
 
@@ -103,8 +103,9 @@ def fit(
         Decides the order of the samples. The same seed gives the same weights, to the last bit.
     callbacks : sequence of callable
         Called with a `Progress` after each epoch; one that returns True stops the training.
-    progress : bool
-        Whether to show a bar with losses, learning rate and the time left.
+    progress : bool or str
+        Whether to show a bar with losses, learning rate and the time left; or a text to show
+        before it.
 
     Returns
     -------
@@ -173,7 +174,9 @@ def fit(
     ):
         check_type(name, value, kind)
     waits = None if patience is None else check_size("patience", patience)
-    return _run(trainer, model, data, watched, waits, callbacks, check_flag("progress", progress))
+    if not isinstance(progress, bool | str):
+        raise TypeError(f"progress: expected True, False or a text, got {progress!r}")
+    return _run(trainer, model, data, watched, waits, callbacks, progress)
 
 
 def _run(
@@ -183,11 +186,12 @@ def _run(
     watched: Data | None,
     patience: int | None,
     callbacks: Sequence[Callable[[Progress], bool | None]],
-    progress: bool,
+    progress: bool | str,
 ) -> Fitted:
     """All epochs."""
     history, best, start = History(), model, time.perf_counter()
-    bar = tqdm(total=trainer.epochs, unit="epoch", disable=not progress)
+    about = progress if isinstance(progress, str) else None
+    bar = tqdm(total=trainer.epochs, desc=about, unit="epoch", disable=not progress)
     try:
         for _ in range(trainer.epochs):
             model, epoch = trainer.epoch(model, data)

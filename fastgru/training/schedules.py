@@ -97,6 +97,30 @@ class Cosine(Schedule):
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
 
 
+class Polynomial(Schedule):
+    """Down to 0 as a power of what is left of the training.
+
+    Parameters
+    ----------
+    power : float
+    warmup : float
+        As for `Schedule`.
+
+    Examples
+    --------
+    >>> from fastgru import training
+    >>> [training.Polynomial(2.0).factor(done) for done in (0, 0.5, 1)]
+    [1.0, 0.25, 0.0]
+    """
+
+    def __init__(self, power: float = 1.0, *, warmup: float = 0.0) -> None:
+        super().__init__(warmup)
+        self.power = check_number("power", power, least=0)
+
+    def _factor(self, done: float) -> float:
+        return float((1 - done) ** self.power)
+
+
 class Step(Schedule):
     """Multiplies the rate by `gamma` at each of so many equal steps.
 
