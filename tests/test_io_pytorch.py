@@ -334,6 +334,38 @@ def test_state_dicts_that_are_refused(
 
 
 @pytest.mark.parametrize(
+    "keys",
+    [
+        ["parametrizations.weight_hh_l0.original0", "parametrizations.weight_hh_l0.original1"],
+        ["parametrizations.bias_hh_l0.original"],
+        ["parametrizations.weight_hh.original"],
+        ["bias_ih_l0_orig", "bias_ih_l0_mask"],
+        ["weight_hh_l0_reverse_orig", "weight_hh_l0_reverse_mask"],
+        ["weight_hh_l1_g", "weight_hh_l1_v"],
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "a.b."])
+def test_weights_that_are_computed_from_others(keys: list[str], prefix: str) -> None:
+    """Read without them, layers would lack biases, directions, or further layers."""
+    of = keys[0].removeprefix("parametrizations.").partition(".")[0]
+    of = of.removesuffix("_orig").removesuffix("_g")
+    weights = with_prefix(prefix, drawn("gru"))
+    weights.pop(prefix + of, None)
+    message = f"{keys[0]}: PyTorch computes {prefix}{of} from it"
+    with pytest.raises(ValueError, match=message):
+        from_torch(weights | {prefix + key: ONES for key in keys})
+
+
+def test_names_that_only_look_like_those_of_computed_weights() -> None:
+    params = drawn("gru")
+    names = ("weight_ih_g", "linear.weight_orig", "a.parametrizations.w.original")
+    others = dict.fromkeys((*names, "weight_ih_l0_orig"), ONES)  # the last of one that is there
+    found = from_torch(params.to_dict() | others)
+    assert_same_bits(found.only, params)
+    assert len(found.left_out) == len(others)
+
+
+@pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"cell": "gru9"}, ValueError, "cell: expected one of gru, .*, got 'gru9'"),

@@ -51,8 +51,9 @@ def from_torch(
     TypeError
         If an argument is not as described, or a mapping's weight is not of a dtype that is read.
     ValueError
-        If weights do not fit each other, or there is a projection (``proj_size``); if the file is
-        damaged or no safetensors file. Files that torch.save wrote are pickles, and never opened.
+        If weights do not fit each other, there is a projection (``proj_size``), or PyTorch computes
+        a weight from others (weight norm, pruning); if the file is damaged or no safetensors file.
+        Files that torch.save wrote are pickles, and never opened.
     OSError
         If the file cannot be read.
 
