@@ -271,6 +271,29 @@ def test_a_file_of_the_package_safetensors(tmp_path: Path) -> None:
     assert sorted(found.left_out) == ["b (2, 3) F16", "c () BOOL"]
 
 
+def test_arrays_that_two_keys_share(tmp_path: Path) -> None:
+    """In the form of safetensors.torch.save_model: one of the keys is in the metadata alone."""
+    params = drawn("gru", bidirectional=True)
+    arrays = of_kind("F32", with_prefix("a.", params))
+    shared = {f"b.{key}": f"a.{key}" for key in params.to_dict()} | {"b.head": "head"}
+    for key in [key for key in arrays if key.endswith("_reverse")]:
+        shared[key] = key.removesuffix("_reverse")
+        shared[key.replace("a.", "b.")] = shared[key]
+        del arrays[key]
+    arrays |= of_kind("F32", {"head": ONES})
+    path = tmp_path / "model"
+    path.write_bytes(safetensors(arrays, metadata={"format": "pt", **shared}))
+    found = from_torch(path)
+    assert [*found] == ["a", "b"]
+    forward = {key: a for key, a in params.to_dict().items() if not key.endswith("_reverse")}
+    both = forward | {f"{key}_reverse": array for key, array in forward.items()}
+    for layer in found.values():
+        assert_same_bits(layer.params, fastgru.Params.from_dict(both, cell="gru"))
+    assert found.left_out == ("head (15, 5) F32", "b.head (15, 5) F32")
+    again = found["a"].params.to_dict(), found["b"].params.to_dict()
+    assert again[0]["weight_hh_l0"] is again[1]["weight_hh_l0_reverse"]  # read once
+
+
 def test_silero_vad(tmp_path: Path) -> None:
     """A published file: an LSTMCell among convolutions."""
     path = tmp_path / "silero"
