@@ -124,6 +124,21 @@ def test_a_file_of_weights_alone(tmp_path: Path) -> None:
     assert "only shapes are known: taken as LSTM" in str(found["wrapped"])
 
 
+def test_layers_of_one_name(tmp_path: Path) -> None:
+    """Attributes of a model may be layers of one name; then their places are their names."""
+    given, path = answers("lists"), tmp_path / "model.weights.h5"
+    with h5py.File(path, "w") as file:
+        for place, called, key in (("a", "gru", "gru"), ("b", "gru", "gru"), ("c", "x", "lstm")):
+            file.create_group(f"{place}/vars").attrs["name"] = called
+            for number, array in enumerate(arrays_of(given, f"{key}.bias.one")):
+                file[f"{place}/cell/vars/{number}"] = array + (place == "b")
+    found = from_keras(path)
+    assert [*found] == ["a", "b", "x"]
+    for name in ("a", "b"):
+        arrays = [array + (name == "b") for array in arrays_of(given, "gru.bias.one")]
+        assert_same_bits(found[name].params, from_keras(arrays).only)
+
+
 @pytest.mark.parametrize("name", ["many.h5", "old.h5"])
 def test_weights_alone_as_keras_2_has_them(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"

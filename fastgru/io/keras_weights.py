@@ -6,6 +6,7 @@ it into whole models in HDF5.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -86,8 +87,14 @@ class VariableGroups:
                 continue  # of a layer of another kind, whose arrays happen to have such shapes
             side = _SIDES.index(parts.pop()) if parts[-1:] and parts[-1] in _SIDES else 0
             found.setdefault("/".join(parts), {})[side] = self._numbered(path)
+        names = {path: self._name(path) for path in found}
+        # Layers that are attributes of a model may have one name: their places differ.
+        twice = {name for name, number in Counter(names.values()).items() if number > 1}
         return [
-            Found(self._name(path), [sides[side] for side in sorted(sides)])
+            Found(
+                path if names[path] in twice else names[path],
+                [sides[side] for side in sorted(sides)],
+            )
             for path, sides in found.items()
         ]
 
