@@ -172,7 +172,7 @@ class _Planned:
     name: str
     directions: Sequence[Direction]
     notes: tuple[str, ...] = ()
-    unknown: bool = False  # of a class that is not Keras's: read where it is asked for
+    unknown: bool = False  # of a class that is not known: read where it is asked for
 
 
 class _Given:
@@ -238,6 +238,9 @@ def _planned(content: Content, wanted: Mapping[str, str]) -> tuple[list[_Planned
         plan.append(_Planned(other.name, directions, unknown=content.layers is not None))
     shapes, left_out = content.weights.left(configs)
     known = {layer.name for layer in recurrent} | {layer.top for layer in recurrent}
+    for planned in plan[len(recurrent) :]:  # and the layers that it is in
+        parts = planned.name.split("/")
+        known |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
     described = [
         f"{layer.name}: {layer.class_name} {', '.join(shapes.get(layer.name, ['no weights']))}"
         for layer in configs
@@ -280,8 +283,8 @@ def _found(
             others.append(f"{planned.name}: not asked for")
         elif planned.unknown and cell is None:
             others.append(
-                f"{planned.name}: of a class that is not Keras's; cell={{{planned.name!r}: ...}} "
-                "reads it"
+                f"{planned.name}: recurrent by its shapes, but its class, or one around it, is not "
+                f"known; cell={{{planned.name!r}: ...}} reads it"
             )
         else:
             read.append(
