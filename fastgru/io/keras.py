@@ -17,6 +17,11 @@ from .keras_config import LayerConfig
 from .keras_errors import refusals
 from .keras_files import Content, opened
 
+_BOTH = (
+    "taken as the two directions of Bidirectional, as four or six arrays are; of two layers, or of "
+    "stacked cells, give a list each"
+)
+
 
 def from_keras(
     source: Any,
@@ -95,7 +100,7 @@ def from_keras(
     if isinstance(source, str | os.PathLike):
         path = check_path(source)
         with refusals(os.fspath(path)), opened(path) as content:
-            return _found(os.fspath(path), *_planned(content, wanted), wanted, chosen, dtype)
+            return _found(os.fspath(path), *_planned(content), wanted, chosen, dtype)
     plan, left_out = _of_lists(source)
     return _found("weights of Keras", plan, left_out, wanted, chosen, dtype)
 
@@ -219,11 +224,12 @@ def _of_lists(source: Any) -> tuple[list[_Planned], list[str]]:
         ):
             left_out.append(f"{name}: {', '.join(map(str, shapes)) or 'no weights'}")
             continue
-        plan.append(_Planned(name, [Direction(part) for part in parts]))
+        notes = (_BOTH,) * (count - 1)
+        plan.append(_Planned(name, [Direction(part) for part in parts], notes))
     return plan, left_out
 
 
-def _planned(content: Content, wanted: Mapping[str, str]) -> tuple[list[_Planned], list[str]]:
+def _planned(content: Content) -> tuple[list[_Planned], list[str]]:
     """The layers of a file, and what is left out."""
     configs = content.layers or []
     recurrent = [layer for layer in configs if layer.cells]

@@ -67,7 +67,9 @@ class VariableGroups:
             missing = [place for place in places if place not in self._arrays]
             if missing:
                 raise RefusedError(
-                    f"{layer.name}: expected its weights in {missing[0]}, got none; {DAMAGED}"
+                    f"{layer.name}: expected its weights in {missing[0]}, got none; a layer that "
+                    "two models share has them in one of the two alone: save such a model as .h5; "
+                    f"otherwise {DAMAGED}"
                 )
             found[layer.name] = [self._numbered(place) for place in places]
         return found
