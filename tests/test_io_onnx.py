@@ -613,6 +613,9 @@ JOINS: dict[str, tuple[int, list[tuple[str, list[str], dict[str, Any]]]]] = {
     "Transpose, Reshape": (
         2, [("Transpose", ["Y0"], {"perm": [0, 2, 1, 3]}), ("Reshape", ["0", "shape"], {})],
     ),
+    "Squeeze, Slice": (
+        1, [("Squeeze", ["Y0", "axis"], {}), ("Slice", ["0", "first", "last", "first"], {})],
+    ),
     "Split, Concat": (
         2,
         [("Split", ["Y0"], {"axis": 1}), ("Concat", ["0", "0b"], {"axis": 3}),
@@ -632,6 +635,18 @@ WRONG: dict[str, tuple[int, list[tuple[str, list[str], dict[str, Any]]]]] = {
         [("Split", ["Y0"], {"axis": 1}), ("Concat", ["0b", "0"], {"axis": 3}),
          ("Squeeze", ["1", "axis"], {})],
     ),
+    "the first steps": (
+        1, [("Squeeze", ["Y0", "axis"], {}), ("Slice", ["0", "first", "two", "first"], {})],
+    ),
+    "many steps, not all": (
+        1, [("Squeeze", ["Y0", "axis"], {}), ("Slice", ["0", "first", "ends", "first"], {})],
+    ),
+    "the last steps": (
+        1, [("Squeeze", ["Y0", "axis"], {}), ("Slice", ["0", "back", "last", "first"], {})],
+    ),
+    "two steps, taken": (
+        1, [("Squeeze", ["Y0", "axis"], {}), ("Gather", ["0", "both"], {"axis": 0})],
+    ),
     "a function on the way": (1, [("Squeeze", ["Y0", "axis"], {}), ("Tanh", ["0"], {})]),
 }  # fmt: skip
 
@@ -639,7 +654,8 @@ WRONG: dict[str, tuple[int, list[tuple[str, list[str], dict[str, Any]]]]] = {
 def stacked(D: int, steps: Any, *, outputs: Any, op: str = "GRU", **second: Any) -> Any:
     """Two nodes, the second of which reads what these steps make of the first one's Y0."""
     tensors = {"axis": ints(1), "shape": ints(0, 0, D * H), "flat": ints(0, -1, H)}
-    tensors |= {"ends": ints(99), "first": ints(0)}
+    tensors |= {"ends": ints(99), "first": ints(0), "two": ints(2), "both": ints(0, 1)}
+    tensors |= {"back": ints(-99), "last": ints(2**63 - 1)}
     direction = "bidirectional" if D == 2 else "forward"
     nodes = []
     for number, size in enumerate((I, D * H)):

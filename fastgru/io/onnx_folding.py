@@ -32,12 +32,14 @@ class Folder:
     ----------
     model : Model
     known : mapping of int to Folded, optional
-        Values, by `id`, that are taken to be these.
+        Values, by `id`, that are taken to be these, and stand for others of more steps or samples:
+        slices must not end within those.
     """
 
     def __init__(self, model: Model, known: Mapping[int, Folded] | None = None) -> None:
         self._model = model
         self._made = dict(known or {})
+        self._of_any_size = bool(known)
         self._making: list[int] = []
         self.visited: list[Value] = []
 
@@ -80,7 +82,7 @@ class Folder:
             )
         inputs = [self.fold(value.scope, name) if name else None for name in node.input]
         arrays = [None if made is None else made.array for made in inputs]
-        operation = Operation(value.scope, node, arrays, self._model)
+        operation = Operation(value.scope, node, arrays, self._model, self._of_any_size)
         results = results_of(operation)
         if value.output >= len(results):
             raise ValueError(f"{operation.what}: expected one output, got {len(node.output)}")

@@ -17,12 +17,25 @@ _MOVING = frozenset(
     ("Identity", "Dropout", "Expand", "Slice", "Split", "Squeeze", "Unsqueeze", "Reshape")
 ) | frozenset(("Flatten", "Transpose", "Gather", "Cast"))
 
+_NO_BOUND = 2**31 - 2  # some are one less
+
 
 class Operation:
-    """A node's inputs and attributes, as the operators below take them."""
+    """A node's inputs and attributes, as the operators below take them.
 
-    def __init__(self, scope: Scope, node: Any, inputs: list[Any], model: Model) -> None:
+    `of_any_size` says that inputs stand for others of more steps or samples.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        node: Any,
+        inputs: list[Any],
+        model: Model,
+        of_any_size: bool = False,
+    ) -> None:
         self.scope, self.node, self.inputs, self.model = scope, node, inputs, model
+        self.of_any_size = of_any_size
         self.what = f"node {shown(label(node))} ({node.op_type})"
 
     def attribute(self, name: str, default: Any = None) -> Any:
@@ -159,6 +172,9 @@ def _sliced(op: Operation) -> Any:
     steps = op.numbers("steps", 4) or [1] * len(starts)
     parts = [slice(None)] * data.ndim
     for axis, *part in zip(axes, starts, ends, steps, strict=True):
+        # Exporters write a number without bound for an end that is the last one.
+        if op.of_any_size and any(data.shape[axis] < abs(n) < _NO_BOUND for n in part[:2]):
+            raise ValueError("a longer input would be cut")
         parts[axis] = slice(*part)
     return data[tuple(parts)]
 
