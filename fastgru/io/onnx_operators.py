@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .onnx_graph import OWN_DOMAINS, Model, Scope, label
-from .onnx_tensors import array_of, element_dtype, shown
+from .onnx_tensors import BFLOAT16, array_of, element_dtype, shown
 
 # Operators that give what they are given, but for shape, order and dtype.
 _MOVING = frozenset(
@@ -109,7 +109,7 @@ def _expanded(op: Operation) -> Any:
 
 def _cast(op: Operation) -> Any:
     code = op.attribute("to")
-    if type(code) is not int or code == 16:  # to bfloat16 numbers would be rounded
+    if type(code) is not int or code == BFLOAT16:  # to bfloat16 numbers would be rounded
         raise ValueError(f"to: expected a type other than bfloat16, got {code!r}")
     dtype = element_dtype(code, "to").newbyteorder("=")
     op.spend(op.inputs[0].size * dtype.itemsize)
@@ -217,7 +217,9 @@ def _dequantized(op: Operation) -> Any:
         raise ValueError(f"expected whole numbers and a float scale, got {data.dtype}")
     if zero is not None and zero.shape != scale.shape:
         raise ValueError(f"expected a zero point of shape {scale.shape}, got {zero.shape}")
-    if scale.ndim:
+    if scale.size == 1:  # of one number, onnxruntime takes an axis for none
+        scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
+    else:
         (axis,) = _axes([op.attribute("axis", 1)], data.ndim)
         along = [1] * data.ndim
         along[axis] = data.shape[axis]
