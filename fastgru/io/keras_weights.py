@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..safetensors import RefusedError
 from .hdf5 import Array, Store
 from .keras_cells import is_cudnn, is_recurrent
 from .keras_config import LayerConfig
-from .keras_errors import DAMAGED, RefusedError
+from .keras_errors import DAMAGED
 
 _LEAVES = ("kernel", "recurrent_kernel", "bias")
 # How tf.keras 2.12 and 2.13 call the group of a model's layers.
