@@ -232,7 +232,8 @@ def floating(name: str, array: Any, dtype: Any) -> Any:
     """
     array = np.asarray(array)
     if dtype is not None:
-        if array.dtype.kind not in "fV" or array.dtype.names is not None:
+        # Types of ml_dtypes are of the kind V, as are bytes of no type, which are np.void.
+        if array.dtype.kind not in "fV" or array.dtype.type is np.void:
             raise TypeError(f"{name}: expected floating-point numbers, got {array.dtype}")
         return array.astype(dtype, copy=False)
     if array.dtype.newbyteorder("=") not in (np.float32, np.float64):
