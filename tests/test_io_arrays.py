@@ -335,6 +335,12 @@ def test_other_dtypes_are_refused(kind: str) -> None:
             io.from_arrays(cell="gru", dtype="float32", **given)
 
 
+def test_numbers_that_a_dtype_has_not_are_refused() -> None:
+    with pytest.raises(ValueError, match="a: expected numbers that float32 has, got larger ones"):
+        floating("a", np.array([1.0, 1e39]), "float32")
+    assert floating("a", np.array([np.inf, 1e-60]), "float32").tolist() == [np.inf, 0.0]
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 
