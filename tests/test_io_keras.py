@@ -139,6 +139,17 @@ def test_layers_of_one_name(tmp_path: Path) -> None:
         assert_same_bits(found[name].params, from_keras(arrays).only)
 
 
+def test_a_direction_without_biases(tmp_path: Path) -> None:
+    arrays, path = arrays_of(answers("lists"), "lstm.bias.both"), tmp_path / "model.weights.h5"
+    with h5py.File(path, "w") as file:
+        for side, given in (("forward_layer", arrays[:3]), ("backward_layer", arrays[3:5])):
+            for number, array in enumerate(given):
+                file[f"both/{side}/cell/vars/{number}"] = array
+    found = from_keras(path)
+    assert_same_bits(found.only, from_keras([*arrays[:5], np.zeros_like(arrays[5])]).only)
+    assert found["both"].sources["bias_ih_l0_reverse"] == "zeros"
+
+
 @pytest.mark.parametrize("name", ["many.h5", "old.h5"])
 def test_weights_alone_as_keras_2_has_them(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"
