@@ -558,6 +558,14 @@ def test_two_biases_become_their_sum() -> None:
     assert np.array_equal(bias, arrays["bias_ih_l0"] + arrays["bias_hh_l0"])
 
 
+def test_arrays_of_another_library_are_written_from_copies(simulated: Any) -> None:
+    params = fastgru.init_params(3, 4, cell="gru", rng=0)
+    (written,), (plain,) = to_keras(params.map(simulated.asarray)), to_keras(params)
+    for array, expected in zip(written, plain, strict=True):
+        assert type(array) is np.ndarray
+        assert np.array_equal(array, expected)
+
+
 def test_what_keras_does_not_have() -> None:
     with pytest.raises(ValueError, match=r"expected a cell that Keras has, gru, .*, got 'mgu'"):
         to_keras(fastgru.init_params(3, 4, cell="mgu"))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..check import cell_named, check_kind, check_members, check_path, check_type
+from ..files import on_host
 from ..kernels.cells import CELLS
 from ..params import Params
 from .convention import Convention, gates_named
@@ -117,14 +118,14 @@ def to_keras(params: Params) -> list[list[Any]]:
     Returns
     -------
     list of list of array
-        One list a layer: kernel, recurrent kernel, and bias, if there is one; those of both
-        directions, for a layer of Bidirectional. Where Keras has one bias for fastgru's two, it is
-        their sum.
+        NumPy arrays, one list a layer: kernel, recurrent kernel, and bias, if there is one; those
+        of both directions, for a layer of Bidirectional. Where Keras has one bias for fastgru's
+        two, it is their sum.
 
     Raises
     ------
     TypeError
-        If the params are none, or not of NumPy arrays.
+        If `params` are none.
     ValueError
         If Keras does not have the cell.
 
@@ -141,16 +142,11 @@ def to_keras(params: Params) -> list[list[Any]]:
         raise ValueError(
             f"params: expected a cell that Keras has, {', '.join(OF_CELL)}, got {params.cell!r}"
         )
-    if params.library != "numpy":
-        raise TypeError(
-            f"params: expected NumPy arrays, got {params.library}; "
-            f"params.map({params.library}.asnumpy) makes them"
-        )
     kind, table = OF_CELL[params.cell], CELLS[params.cell]
     convention = Convention(gates_named(params.cell, kind.order), transposed=True)
     names = [weight.name for weight in table.weights if weight.is_optional]
     lists = []
-    for layer in params.layers:
+    for layer in Params.from_dict(on_host(params), cell=params.cell).layers:
         made: list[Any] = []
         for weights in layer:
             arrays = convention.write(params.cell, dict(weights.items()))
