@@ -324,7 +324,7 @@ def test_bfloat16_is_the_upper_half_of_float32() -> None:
     assert (ours.view(np.uint32) == numbers.view(np.uint32))[~np.isnan(numbers)].all()
 
 
-@pytest.mark.parametrize("kind", ["float16", "int32", "complex64", "bool", "U3", "O"])
+@pytest.mark.parametrize("kind", ["float16", "int32", "complex64", "bool", "U3", "O", "V2"])
 def test_other_dtypes_are_refused(kind: str) -> None:
     given = columns(drawn("gru"), lambda n, a: a)
     given["weight_hh"] = [np.ones((15, 5)).astype(kind)]
@@ -333,6 +333,12 @@ def test_other_dtypes_are_refused(kind: str) -> None:
     if kind != "float16":
         with pytest.raises(TypeError, match="weight_hh: expected floating-point numbers, got"):
             io.from_arrays(cell="gru", dtype="float32", **given)
+
+
+def test_numbers_that_a_dtype_has_not_are_refused() -> None:
+    with pytest.raises(ValueError, match="a: expected numbers that float32 has, got larger ones"):
+        floating("a", np.array([1.0, 1e39]), "float32")
+    assert floating("a", np.array([np.inf, 1e-60]), "float32").tolist() == [np.inf, 0.0]
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -364,6 +370,17 @@ def test_other_dtypes_are_refused(kind: str) -> None:
         ({"bidirectional": True}, ValueError, "expected as many .*, 2 a layer, got 1 weight_ih"),
         ({"weight_hh": {"r": np.ones((5, 5), "f"), "q": np.ones((5, 5), "f")}}, ValueError,
          "cell 'gru' has no gate 'q'"),
+        ({"weight_hh": dict.fromkeys("rznh", np.ones((5, 5), "f"))}, ValueError,
+         "weight_hh: expected an array for each of the gates r, z, n, got 'r', 'z', 'n', 'h'"),
+        ({"bias_ih": {"z": np.ones(15, "f")}}, ValueError,
+         "bias_ih: expected an array for each of the gates r, z, n, got 'z'"),
+        ({"weight_hh": {}}, ValueError, "weight_hh: expected an array for each .*, got none"),
+        ({"weight_hh": {g: np.ones((n, 5), "f") for g, n in zip("rzn", (4, 5, 6), strict=True)}},
+         ValueError, r"weight_hh: expected arrays of one shape .*, got \(4, 5\), \(5, 5\)"),
+        ({"weight_hh": dict.fromkeys("rzn", np.float32(1))}, ValueError,
+         r"weight_hh: expected arrays of one shape for its gates, got \(\)"),
+        ({"weight_ih": np.ones(15, "f"), "bias": np.ones(15, "f"), "bias_ih": None}, ValueError,
+         r"weight_ih: expected a matrix, got shape \(15,\)"),
     ],
 )  # fmt: skip
 def test_refusals(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -124,6 +124,32 @@ def test_a_file_of_weights_alone(tmp_path: Path) -> None:
     assert "only shapes are known: taken as LSTM" in str(found["wrapped"])
 
 
+def test_layers_of_one_name(tmp_path: Path) -> None:
+    """Attributes of a model may be layers of one name; then their places are their names."""
+    given, path = answers("lists"), tmp_path / "model.weights.h5"
+    with h5py.File(path, "w") as file:
+        for place, called, key in (("a", "gru", "gru"), ("b", "gru", "gru"), ("c", "x", "lstm")):
+            file.create_group(f"{place}/vars").attrs["name"] = called
+            for number, array in enumerate(arrays_of(given, f"{key}.bias.one")):
+                file[f"{place}/cell/vars/{number}"] = array + (place == "b")
+    found = from_keras(path)
+    assert [*found] == ["a", "b", "x"]
+    for name in ("a", "b"):
+        arrays = [array + (name == "b") for array in arrays_of(given, "gru.bias.one")]
+        assert_same_bits(found[name].params, from_keras(arrays).only)
+
+
+def test_a_direction_without_biases(tmp_path: Path) -> None:
+    arrays, path = arrays_of(answers("lists"), "lstm.bias.both"), tmp_path / "model.weights.h5"
+    with h5py.File(path, "w") as file:
+        for side, given in (("forward_layer", arrays[:3]), ("backward_layer", arrays[3:5])):
+            for number, array in enumerate(given):
+                file[f"both/{side}/cell/vars/{number}"] = array
+    found = from_keras(path)
+    assert_same_bits(found.only, from_keras([*arrays[:5], np.zeros_like(arrays[5])]).only)
+    assert found["both"].sources["bias_ih_l0_reverse"] == "zeros"
+
+
 @pytest.mark.parametrize("name", ["many.h5", "old.h5"])
 def test_weights_alone_as_keras_2_has_them(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"
@@ -289,6 +315,8 @@ def test_lists_by_name() -> None:
     }
     assert found.left_out == ("dense: (4, 2), (2,)", "dropout: no weights")
     assert found["first"].sources["bias_hh_l0"] == "first: weights[2]"
+    assert not any("Bidirectional" in note for note in found["first"].notes)
+    assert any("directions of Bidirectional" in note for note in found["second"].notes)
     assert [*from_keras(lists, layers=["second"])] == ["second"]
     with pytest.raises(ValueError, match=r"layers: expected names among .*, got 'third'"):
         from_keras(lists, layers=["third"])
@@ -450,9 +478,11 @@ def test_classes_that_are_not_keras_own(tmp_path: Path) -> None:
     path = changed(unpacked("many.keras", tmp_path), change)
     found = from_keras(path)
     assert "before" not in found
-    (left,) = [left for left in found.left_out if "not Keras's" in left]
+    (left,) = [left for left in found.left_out if left.startswith("before")]
+    assert left.startswith("before: recurrent by its shapes, but its class, or one around ")
     name = left.partition(":")[0]
     read = from_keras(path, cell={name: "gru_reset_before"})
+    assert not [left for left in read.left_out if left.startswith("before")]
     assert_same_bits(read[name].params, from_keras(tmp_path / "many.keras")["before"].params)
 
 
@@ -487,7 +517,7 @@ def test_weights_that_do_not_fit_the_configuration(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="the layer 'before' comes twice"):
         from_keras(changed(path, twice))
-    with pytest.raises(ValueError, match=r"expected its weights in layers/gru_3"):
+    with pytest.raises(ValueError, match=r"expected its weights in layers/gru_3.*two models share"):
         from_keras(changed(path, once_more))
     whole = unpacked("many.h5", tmp_path)
     with h5py.File(whole, "r+") as file:
@@ -526,6 +556,14 @@ def test_two_biases_become_their_sum() -> None:
     ((_, _, bias),) = to_keras(params)
     arrays = params.to_dict()
     assert np.array_equal(bias, arrays["bias_ih_l0"] + arrays["bias_hh_l0"])
+
+
+def test_arrays_of_another_library_are_written_from_copies(simulated: Any) -> None:
+    params = fastgru.init_params(3, 4, cell="gru", rng=0)
+    (written,), (plain,) = to_keras(params.map(simulated.asarray)), to_keras(params)
+    for array, expected in zip(written, plain, strict=True):
+        assert type(array) is np.ndarray
+        assert np.array_equal(array, expected)
 
 
 def test_what_keras_does_not_have() -> None:

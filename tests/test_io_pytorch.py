@@ -271,6 +271,29 @@ def test_a_file_of_the_package_safetensors(tmp_path: Path) -> None:
     assert sorted(found.left_out) == ["b (2, 3) F16", "c () BOOL"]
 
 
+def test_arrays_that_two_keys_share(tmp_path: Path) -> None:
+    """In the form of safetensors.torch.save_model: one of the keys is in the metadata alone."""
+    params = drawn("gru", bidirectional=True)
+    arrays = of_kind("F32", with_prefix("a.", params))
+    shared = {f"b.{key}": f"a.{key}" for key in params.to_dict()} | {"b.head": "head"}
+    for key in [key for key in arrays if key.endswith("_reverse")]:
+        shared[key] = key.removesuffix("_reverse")
+        shared[key.replace("a.", "b.")] = shared[key]
+        del arrays[key]
+    arrays |= of_kind("F32", {"head": ONES})
+    path = tmp_path / "model"
+    path.write_bytes(safetensors(arrays, metadata={"format": "pt", **shared}))
+    found = from_torch(path)
+    assert [*found] == ["a", "b"]
+    forward = {key: a for key, a in params.to_dict().items() if not key.endswith("_reverse")}
+    both = forward | {f"{key}_reverse": array for key, array in forward.items()}
+    for layer in found.values():
+        assert_same_bits(layer.params, fastgru.Params.from_dict(both, cell="gru"))
+    assert found.left_out == ("head (15, 5) F32", "b.head (15, 5) F32")
+    again = found["a"].params.to_dict(), found["b"].params.to_dict()
+    assert again[0]["weight_hh_l0"] is again[1]["weight_hh_l0_reverse"]  # read once
+
+
 def test_silero_vad(tmp_path: Path) -> None:
     """A published file: an LSTMCell among convolutions."""
     path = tmp_path / "silero"
@@ -331,6 +354,38 @@ def test_state_dicts_that_are_refused(
     mapping = {key: array for key, array in mapping.items() if array is not None}
     with pytest.raises(error, match=message):
         from_torch(mapping)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["parametrizations.weight_hh_l0.original0", "parametrizations.weight_hh_l0.original1"],
+        ["parametrizations.bias_hh_l0.original"],
+        ["parametrizations.weight_hh.original"],
+        ["bias_ih_l0_orig", "bias_ih_l0_mask"],
+        ["weight_hh_l0_reverse_orig", "weight_hh_l0_reverse_mask"],
+        ["weight_hh_l1_g", "weight_hh_l1_v"],
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "a.b."])
+def test_weights_that_are_computed_from_others(keys: list[str], prefix: str) -> None:
+    """Read without them, layers would lack biases, directions, or further layers."""
+    of = keys[0].removeprefix("parametrizations.").partition(".")[0]
+    of = of.removesuffix("_orig").removesuffix("_g")
+    weights = with_prefix(prefix, drawn("gru"))
+    weights.pop(prefix + of, None)
+    message = f"{keys[0]}: PyTorch computes {prefix}{of} from it"
+    with pytest.raises(ValueError, match=message):
+        from_torch(weights | {prefix + key: ONES for key in keys})
+
+
+def test_names_that_only_look_like_those_of_computed_weights() -> None:
+    params = drawn("gru")
+    names = ("weight_ih_g", "linear.weight_orig", "a.parametrizations.w.original")
+    others = dict.fromkeys((*names, "weight_ih_l0_orig"), ONES)  # the last of one that is there
+    found = from_torch(params.to_dict() | others)
+    assert_same_bits(found.only, params)
+    assert len(found.left_out) == len(others)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from published import published
 
 import fastgru
 from fastgru.io.content import kind_of
-from fastgru.io.found import Found
+from fastgru.io.found import Found, Layer
 from fastgru.io.pytorch import from_torch
 from fastgru.io.read import read
 from fastgru.io.rtneural import to_rtneural
@@ -213,6 +213,12 @@ def test_files_of_h5py_and_onnx(tmp_path: Path) -> None:
     for model in (onnx.helper.make_model(graph), onnx.ModelProto(ir_version=8, graph=graph)):
         (tmp_path / "model").write_bytes(model.SerializeToString())
         assert kind_of(tmp_path / "model") == "onnx"
+
+
+def test_layers_of_one_name_are_refused() -> None:
+    layer = Layer("twice", fastgru.init_params(3, 4, rng=0), {})
+    with pytest.raises(ValueError, match="layers: expected different names, got 'twice' twice"):
+        Found("here", [layer, layer])
 
 
 def test_paths_that_are_none(tmp_path: Path) -> None:

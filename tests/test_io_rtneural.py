@@ -103,6 +103,8 @@ def test_sources_and_names() -> None:
         "bias_hh_l0": "zeros",
     }
     assert found.left_out == ("head 'time-distributed-dense'", "in_skip", "samplerate")
+    model["layers"][1]["type"] = ["gru"]  # JSON says anything
+    assert from_rtneural(model).left_out[0] == "head ['gru']"
     model["layers"][1]["name"] = "rec"  # names that are no names
     assert [*from_rtneural(model)] == ["layers[0]"]
 

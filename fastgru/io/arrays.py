@@ -118,12 +118,24 @@ def _stacked(name: str, cell: Cell, value: Any, convention: Convention, dtype: A
     """An array; out of those of single gates, if they come one by one."""
     if not isinstance(value, Mapping):
         return floating(name, value, dtype)
+    weight = next((weight for weight in cell.weights if weight.name == name), None)
+    own = cell.gates if weight is None else weight.gates  # None: both biases in one
+    named = [(gate_named(cell.name, gate), gate) for gate in value]
+    if sorted(gate for gate, _ in named) != sorted(own):
+        raise ValueError(
+            f"{name}: expected an array for each of the gates {', '.join(own)}, got "
+            f"{', '.join(map(repr, value)) or 'none'}"
+        )
     by_gate = {
-        gate_named(cell.name, gate): floating(f"{name}[{gate!r}]", array, dtype)
-        for gate, array in value.items()
+        gate: floating(f"{name}[{theirs!r}]", value[theirs], dtype) for gate, theirs in named
     }
-    is_matrix = any(weight.name == name and weight.is_matrix for weight in cell.weights)
-    axis = 1 if convention.transposed and is_matrix else 0
+    shapes = {array.shape for array in by_gate.values()}
+    axis = int(convention.transposed and weight is not None and weight.is_matrix)
+    if len(shapes) > 1 or len(next(iter(shapes))) <= axis:
+        raise ValueError(
+            f"{name}: expected arrays of one shape for its gates, got "
+            f"{', '.join(map(str, sorted(shapes)))}"
+        )
     return np.concatenate([by_gate[g] for g in convention.gates if g in by_gate], axis=axis)
 
 
@@ -132,6 +144,8 @@ def _with_own_biases(cell: Cell, arrays: dict[str, Any], convention: Convention)
     if "bias" not in arrays or any(weight.name == "bias" for weight in cell.weights):
         return arrays
     matrix = arrays[cell.input_weight.name]
+    if matrix.ndim != 2:
+        raise ValueError(f"{cell.input_weight.name}: expected a matrix, got shape {matrix.shape}")
     rows = matrix.shape[1 if convention.transposed else 0]
     own = fused_biases("bias", cell, arrays.pop("bias"), rows // len(cell.input_gates))
     twice = own.keys() & arrays.keys()

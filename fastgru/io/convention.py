@@ -229,12 +229,21 @@ def floating(name: str, array: Any, dtype: Any) -> Any:
     ------
     TypeError
         If the array has another dtype, and none is asked for.
+    ValueError
+        If a finite number would become infinite.
     """
     array = np.asarray(array)
     if dtype is not None:
-        if array.dtype.kind not in "fV" or array.dtype.names is not None:
+        # Types of ml_dtypes are of the kind V, as are bytes of no type, which are np.void.
+        if array.dtype.kind not in "fV" or array.dtype.type is np.void:
             raise TypeError(f"{name}: expected floating-point numbers, got {array.dtype}")
-        return array.astype(dtype, copy=False)
+        try:
+            with np.errstate(over="raise"):
+                return array.astype(dtype, copy=False)
+        except FloatingPointError as error:
+            raise ValueError(
+                f"{name}: expected numbers that {np.dtype(dtype)} has, got larger ones"
+            ) from error
     if array.dtype.newbyteorder("=") not in (np.float32, np.float64):
         raise TypeError(
             f"{name}: expected float32 or float64, got {array.dtype}; dtype='float32' converts it"

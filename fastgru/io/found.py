@@ -75,6 +75,7 @@ class Found(Mapping[str, Layer]):
     origin : str
         The file, or what kind of mapping it was.
     layers : sequence of Layer
+        Of different names.
     left_out : sequence of str
         Arrays, layers or nodes that are no part of any of them.
 
@@ -82,12 +83,21 @@ class Found(Mapping[str, Layer]):
     ----------
     origin : str
     left_out : tuple of str
+
+    Raises
+    ------
+    ValueError
+        If two layers have one name.
     """
 
     def __init__(self, origin: str, layers: Iterable[Layer], left_out: Iterable[str] = ()) -> None:
         self.origin = origin
         self.left_out = tuple(left_out)
-        self._layers = {layer.name: layer for layer in layers}
+        self._layers: dict[str, Layer] = {}
+        for layer in layers:
+            if layer.name in self._layers:
+                raise ValueError(f"layers: expected different names, got {layer.name!r} twice")
+            self._layers[layer.name] = layer
 
     def __getitem__(self, name: str) -> Layer:
         try:

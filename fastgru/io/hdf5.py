@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..safetensors import RefusedError
 from .convention import bfloat16_to_float32
 from .hdf5_texts import Texts
-from .keras_errors import DAMAGED, RefusedError
+from .keras_errors import DAMAGED
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DEEPEST = 64  # groups in groups

@@ -12,7 +12,8 @@ import mmap
 from collections.abc import Iterator
 from typing import Any
 
-from .keras_errors import DAMAGED, RefusedError
+from ..safetensors import RefusedError
+from .keras_errors import DAMAGED
 
 # Where the first block of a file says how long addresses and lengths are, by its version.
 _WIDTHS = {0: 13, 1: 13, 2: 9, 3: 9}

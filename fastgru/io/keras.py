@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..check import cell_named, check_kind, check_members, check_path, check_type
+from ..files import on_host
 from ..kernels.cells import CELLS
 from ..params import Params
 from .convention import Convention, gates_named
@@ -16,6 +17,11 @@ from .keras_cells import OF_CELL, Direction, is_recurrent, layer_of
 from .keras_config import LayerConfig
 from .keras_errors import refusals
 from .keras_files import Content, opened
+
+_BOTH = (
+    "taken as the two directions of Bidirectional, as four or six arrays are; of two layers, or of "
+    "stacked cells, give a list each"
+)
 
 
 def from_keras(
@@ -95,7 +101,7 @@ def from_keras(
     if isinstance(source, str | os.PathLike):
         path = check_path(source)
         with refusals(os.fspath(path)), opened(path) as content:
-            return _found(os.fspath(path), *_planned(content, wanted), wanted, chosen, dtype)
+            return _found(os.fspath(path), *_planned(content), wanted, chosen, dtype)
     plan, left_out = _of_lists(source)
     return _found("weights of Keras", plan, left_out, wanted, chosen, dtype)
 
@@ -112,14 +118,14 @@ def to_keras(params: Params) -> list[list[Any]]:
     Returns
     -------
     list of list of array
-        One list a layer: kernel, recurrent kernel, and bias, if there is one; those of both
-        directions, for a layer of Bidirectional. Where Keras has one bias for fastgru's two, it is
-        their sum.
+        NumPy arrays, one list a layer: kernel, recurrent kernel, and bias, if there is one; those
+        of both directions, for a layer of Bidirectional. Where Keras has one bias for fastgru's
+        two, it is their sum.
 
     Raises
     ------
     TypeError
-        If the params are none, or not of NumPy arrays.
+        If `params` are none.
     ValueError
         If Keras does not have the cell.
 
@@ -136,16 +142,11 @@ def to_keras(params: Params) -> list[list[Any]]:
         raise ValueError(
             f"params: expected a cell that Keras has, {', '.join(OF_CELL)}, got {params.cell!r}"
         )
-    if params.library != "numpy":
-        raise TypeError(
-            f"params: expected NumPy arrays, got {params.library}; "
-            f"params.map({params.library}.asnumpy) makes them"
-        )
     kind, table = OF_CELL[params.cell], CELLS[params.cell]
     convention = Convention(gates_named(params.cell, kind.order), transposed=True)
     names = [weight.name for weight in table.weights if weight.is_optional]
     lists = []
-    for layer in params.layers:
+    for layer in Params.from_dict(on_host(params), cell=params.cell).layers:
         made: list[Any] = []
         for weights in layer:
             arrays = convention.write(params.cell, dict(weights.items()))
@@ -172,7 +173,7 @@ class _Planned:
     name: str
     directions: Sequence[Direction]
     notes: tuple[str, ...] = ()
-    unknown: bool = False  # of a class that is not Keras's: read where it is asked for
+    unknown: bool = False  # of a class that is not known: read where it is asked for
 
 
 class _Given:
@@ -219,11 +220,12 @@ def _of_lists(source: Any) -> tuple[list[_Planned], list[str]]:
         ):
             left_out.append(f"{name}: {', '.join(map(str, shapes)) or 'no weights'}")
             continue
-        plan.append(_Planned(name, [Direction(part) for part in parts]))
+        notes = (_BOTH,) * (count - 1)
+        plan.append(_Planned(name, [Direction(part) for part in parts], notes))
     return plan, left_out
 
 
-def _planned(content: Content, wanted: Mapping[str, str]) -> tuple[list[_Planned], list[str]]:
+def _planned(content: Content) -> tuple[list[_Planned], list[str]]:
     """The layers of a file, and what is left out."""
     configs = content.layers or []
     recurrent = [layer for layer in configs if layer.cells]
@@ -238,6 +240,9 @@ def _planned(content: Content, wanted: Mapping[str, str]) -> tuple[list[_Planned
         plan.append(_Planned(other.name, directions, unknown=content.layers is not None))
     shapes, left_out = content.weights.left(configs)
     known = {layer.name for layer in recurrent} | {layer.top for layer in recurrent}
+    for planned in plan[len(recurrent) :]:  # and the layers that it is in
+        parts = planned.name.split("/")
+        known |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
     described = [
         f"{layer.name}: {layer.class_name} {', '.join(shapes.get(layer.name, ['no weights']))}"
         for layer in configs
@@ -280,8 +285,8 @@ def _found(
             others.append(f"{planned.name}: not asked for")
         elif planned.unknown and cell is None:
             others.append(
-                f"{planned.name}: of a class that is not Keras's; cell={{{planned.name!r}: ...}} "
-                "reads it"
+                f"{planned.name}: recurrent by its shapes, but its class, or one around it, is not "
+                f"known; cell={{{planned.name!r}: ...}} reads it"
             )
         else:
             read.append(

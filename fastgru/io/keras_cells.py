@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..check import cell_named
+from ..kernels.cells import Cell
 from ..names import named_arrays, suffix
 from ..params import Params
 from .convention import Convention, floating, fused_biases, gates_named
@@ -146,8 +147,18 @@ def layer_of(
         arrays, origins = _arrays_of(direction, sizes, own, dtype)
         table.append(arrays)
         sources |= {key + suffix(0, number): origin for key, origin in origins.items()}
+    if len({len(arrays) for arrays in table}) > 1:  # in both directions or in none
+        table = [_with_biases(cell_named(chosen), arrays) for arrays in table]
     params = Params.from_dict(named_arrays([table]), cell=cell_named(chosen).name)
-    return Layer(name, params, {key: sources[key] for key in params.to_dict()}, notes=tuple(said))
+    sources = {key: sources.get(key, "zeros") for key in params.to_dict()}
+    return Layer(name, params, sources, notes=tuple(said))
+
+
+def _with_biases(cell: Cell, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a direction; biases of zeros, where it has none."""
+    H, dtype = arrays["weight_hh"].shape[1], arrays["weight_hh"].dtype
+    zeros = {w.name: np.zeros(w.shape(0, H), dtype) for w in cell.weights if w.is_optional}
+    return zeros | dict(arrays)
 
 
 def _sizes_of(name: str, direction: Direction) -> _Sizes:

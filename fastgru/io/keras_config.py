@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .keras_errors import DAMAGED, RefusedError
+from ..safetensors import RefusedError
+from .keras_errors import DAMAGED
 
 _DEEPEST = 32  # models in models
 _LAYERS = {

@@ -3,11 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
+from ..safetensors import RefusedError
+
 DAMAGED = "it is damaged, or no program of Keras wrote it: take an undamaged copy"
-
-
-class RefusedError(Exception):
-    """Why a file is refused."""
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..safetensors import RefusedError
 from .hdf5 import SIGNATURE, Store, damage
 from .keras_config import LayerConfig, layers_in
-from .keras_errors import DAMAGED, RefusedError
+from .keras_errors import DAMAGED
 from .keras_weights import NamedWeights, VariableGroups
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"

@@ -6,13 +6,15 @@ it into whole models in HDF5.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..safetensors import RefusedError
 from .hdf5 import Array, Store
 from .keras_cells import is_cudnn, is_recurrent
 from .keras_config import LayerConfig
-from .keras_errors import DAMAGED, RefusedError
+from .keras_errors import DAMAGED
 
 _LEAVES = ("kernel", "recurrent_kernel", "bias")
 # How tf.keras 2.12 and 2.13 call the group of a model's layers.
@@ -66,7 +68,9 @@ class VariableGroups:
             missing = [place for place in places if place not in self._arrays]
             if missing:
                 raise RefusedError(
-                    f"{layer.name}: expected its weights in {missing[0]}, got none; {DAMAGED}"
+                    f"{layer.name}: expected its weights in {missing[0]}, got none; a layer that "
+                    "two models share has them in one of the two alone: save such a model as .h5; "
+                    f"otherwise {DAMAGED}"
                 )
             found[layer.name] = [self._numbered(place) for place in places]
         return found
@@ -86,8 +90,14 @@ class VariableGroups:
                 continue  # of a layer of another kind, whose arrays happen to have such shapes
             side = _SIDES.index(parts.pop()) if parts[-1:] and parts[-1] in _SIDES else 0
             found.setdefault("/".join(parts), {})[side] = self._numbered(path)
+        names = {path: self._name(path) for path in found}
+        # Layers that are attributes of a model may have one name: their places differ.
+        twice = {name for name, number in Counter(names.values()).items() if number > 1}
         return [
-            Found(self._name(path), [sides[side] for side in sorted(sides)])
+            Found(
+                path if names[path] in twice else names[path],
+                [sides[side] for side in sorted(sides)],
+            )
             for path, sides in found.items()
         ]
 

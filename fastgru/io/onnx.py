@@ -114,6 +114,11 @@ def _model_of(model: Any) -> Model:
         return Model(model, "the model", None, Budget(model.ByteSize()))
     if isinstance(model, bytes):
         content, origin, folder = model, "the model", None
+    elif not isinstance(model, str | os.PathLike):
+        raise TypeError(
+            "model: expected the name of a file, its content as bytes, or an onnx.ModelProto, got "
+            f"{type(model).__qualname__}"
+        )
     else:
         path = check_path(model)
         content, origin, folder = path.read_bytes(), str(path), path.parent

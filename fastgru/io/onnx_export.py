@@ -1,13 +1,13 @@
 """`to_onnx`: params as an ONNX model."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..check import check_flag, check_path, check_type, whole_number
+from ..files import on_host, replace_file
 from ..kernels.cells import CELLS
 from ..params import Params
 from .convention import Convention, blocks_of
@@ -116,7 +116,7 @@ def to_onnx(
         producer_name="fastgru",
     )
     if target is not None:
-        _write(Path(os.path.realpath(target)), model.SerializeToString())
+        replace_file(Path(os.path.realpath(target)), [model.SerializeToString()])
     return model
 
 
@@ -124,7 +124,7 @@ class _Graph:
     """The graph of a model, node by node."""
 
     def __init__(self, onnx: Any, params: Params, lengths: bool, states: bool) -> None:
-        self._onnx, self._params = onnx, params
+        self._onnx, self._params = onnx, Params.from_dict(on_host(params), cell=params.cell)
         self._lengths, self._states = lengths, states
         self._members = CELLS[params.cell].states  # h, or h and c
         self._nodes: list[Any] = []
@@ -220,13 +220,10 @@ class _Graph:
 def _arrays(params: Params, number: int) -> dict[str, Any]:
     """W, R, and B and P where there are any, of a layer in ONNX's shapes."""
     cell, node = params.cell, _NODES[params.cell]
-    # A library that has other memory than NumPy's copies its arrays into that.
-    to_numpy = getattr(sys.modules[params.library], "asnumpy", np.asarray)
     convention = Convention(tuple(node.gates), negated=frozenset("f" if cell == "cifg" else ""))
     made: dict[str, list[Any]] = {}
     for weights in params.layers[number]:
-        arrays = {name: to_numpy(array) for name, array in weights.items()}
-        theirs = convention.write(cell, arrays)
+        theirs = convention.write(cell, dict(weights.items()))
         if cell == "cifg":
             theirs = {name: _with_a_forget_gate(name, array) for name, array in theirs.items()}
         own = {"W": theirs["weight_ih"], "R": theirs["weight_hh"]}
@@ -243,17 +240,3 @@ def _with_a_forget_gate(name: str, array: Any) -> Any:
     """Rows of the gates i, o, g as those of i, o, f, g: f is 1 - i, and its rows are not read."""
     i, o, g = blocks_of(name, array, 3)
     return np.concatenate([i, o, np.zeros_like(i), g])
-
-
-def _write(target: Path, content: bytes) -> None:
-    """A file that is there as a whole or not at all."""
-    written = target.with_name(f".fastgru-{os.urandom(8).hex()}.tmp")
-    try:
-        with written.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or the name could reach the disk before the content
-        written.replace(target)
-    except BaseException:
-        written.unlink(missing_ok=True)
-        raise

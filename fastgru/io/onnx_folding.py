@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from .onnx_graph import OWN_DOMAINS, Computed, Given, Model, Scope, Stored, Value, label
 from .onnx_operators import Operation, fill_value, is_moving, is_operator, results_of
-from .onnx_tensors import array_of, shown
+from .onnx_tensors import BFLOAT16, array_of, shown
 
 _LONGEST = 64  # chain of nodes from a weight to what it is made from
 
@@ -19,10 +19,14 @@ class NotConstantError(ValueError):
 
 
 class Folded(NamedTuple):
-    """A constant: its array, and the names of the floating-point tensors it was made from."""
+    """A constant: its array, and the names of the floating-point tensors it was made from.
+
+    `bfloat16` says that the model has it in that dtype, for which the array is float32.
+    """
 
     array: Any
     tensors: tuple[str, ...]
+    bfloat16: bool = False
 
 
 class Folder:
@@ -32,12 +36,14 @@ class Folder:
     ----------
     model : Model
     known : mapping of int to Folded, optional
-        Values, by `id`, that are taken to be these.
+        Values, by `id`, that are taken to be these, and stand for others of more steps or samples:
+        slices must not end within those.
     """
 
     def __init__(self, model: Model, known: Mapping[int, Folded] | None = None) -> None:
         self._model = model
         self._made = dict(known or {})
+        self._of_any_size = bool(known)
         self._making: list[int] = []
         self.visited: list[Value] = []
 
@@ -72,7 +78,8 @@ class Folder:
         if isinstance(value, Stored):
             array = array_of(value.tensor, self._model.folder, self._model.budget)
             is_float = array.dtype.kind == "f"
-            return Folded(array, (value.tensor.name,) if is_float else ())
+            made_from = (value.tensor.name,) if is_float else ()
+            return Folded(array, made_from, value.tensor.data_type == BFLOAT16)
         node = value.node
         if not is_operator(node):
             raise NotConstantError(
@@ -80,7 +87,7 @@ class Folder:
             )
         inputs = [self.fold(value.scope, name) if name else None for name in node.input]
         arrays = [None if made is None else made.array for made in inputs]
-        operation = Operation(value.scope, node, arrays, self._model)
+        operation = Operation(value.scope, node, arrays, self._model, self._of_any_size)
         results = results_of(operation)
         if value.output >= len(results):
             raise ValueError(f"{operation.what}: expected one output, got {len(node.output)}")
@@ -90,7 +97,14 @@ class Folder:
             names = [node.output[0]]
         if node.op_type == "Shape":
             names = []
-        return Folded(result, tuple(dict.fromkeys(names)))
+        if node.op_type in ("Constant", "ConstantOfShape"):
+            tensor = value.scope.attribute(node, "value")
+            is_bfloat16 = tensor is not None and tensor.data_type == BFLOAT16
+        else:  # a Cast is never to bfloat16; the scale of whole numbers is their dtype
+            is_bfloat16 = node.op_type not in ("Cast", "Shape") and any(
+                made is not None and made.bfloat16 for made in inputs
+            )
+        return Folded(result, tuple(dict.fromkeys(names)), is_bfloat16)
 
     def repeated(self, scope: Scope, name: str) -> float | None:
         """The number that a value repeats whatever its shape will be; None if there is none."""

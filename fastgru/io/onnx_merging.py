@@ -12,7 +12,9 @@ from .onnx_folding import Folded, Folder, NotConstantError
 from .onnx_graph import Computed, Model, Value
 from .onnx_nodes import Node
 
-_T, _N = 2, 3  # of the sequence whose numbers are followed from a node to the next
+# Steps and samples of the sequences whose numbers are followed from a node to the next: of two, as
+# a path may hold for one by chance.
+_SIZES = ((2, 3), (3, 4))
 
 
 def stacks_of(model: Model, nodes: Sequence[Node]) -> list[list[Node]]:
@@ -58,22 +60,30 @@ def _below(model: Model, node: Node, by_y: Mapping[int, Node]) -> Node | None:
     below = by_y.get(id(source))
     if below is None or below is node or not _are_alike(below, node):
         return None
+    paths = [_path(model, source, below, node, T, N) for T, N in _SIZES]
+    if any(path is None or not _is_read_here_alone(path, below, node) for path in paths):
+        return None
+    return below
+
+
+def _path(
+    model: Model, source: Value, below: Node, node: Node, T: int, N: int
+) -> Sequence[Value] | None:
+    """What is made of y on the way up; None if what arrives is not y, directions side by side."""
     D, H = below.layer.params.num_directions, below.layer.params.hidden_size
-    sizes = (_T, _N) if below.kind.time_major else (_N, _T)
-    model.budget.spend(8 * _T * _N * D * H, "merging")
-    labels = np.arange(_T * _N * D * H)
+    sizes = (T, N) if below.kind.time_major else (N, T)
+    model.budget.spend(8 * T * N * D * H, "merging")
+    labels = np.arange(T * N * D * H)
     # Y has the directions before the samples where steps come first, else last but one.
-    shape = (_T, D, _N, H) if below.kind.time_major else (_N, _T, D, H)
+    shape = (T, D, N, H) if below.kind.time_major else (N, T, D, H)
     y = labels.reshape(shape)
     joined = (y.transpose(0, 2, 1, 3) if below.kind.time_major else y).reshape(*sizes, D * H)
     folder = Folder(model, {id(source): Folded(y, ())})
     try:
-        got = folder.fold(node.scope, name).array
+        got = folder.fold(node.scope, node.proto.input[0]).array
     except ValueError:  # it depends on something else too, or holds for other sizes alone
         return None
-    if not np.array_equal(got, joined) or not _is_read_here_alone(folder.visited, below, node):
-        return None
-    return below
+    return folder.visited if np.array_equal(got, joined) else None
 
 
 def _are_alike(below: Node, node: Node) -> bool:

@@ -138,6 +138,11 @@ class Reader:
         for part, made in weights.items():
             if made.array.shape != expected[part]:
                 raise ValueError(f"{part}: expected shape {expected[part]}, got {made.array.shape}")
+            if made.bfloat16 and self._dtype is None:
+                raise ValueError(
+                    f"{part}: expected float32 or float64, got bfloat16; dtype='float32' converts "
+                    "it"
+                )
             weights[part] = made._replace(array=self._floating(part, made.array))
         if len({made.array.dtype for made in weights.values()}) > 1:
             raise ValueError("expected weights of one dtype; dtype='float32' converts them")

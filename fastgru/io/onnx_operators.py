@@ -10,19 +10,32 @@ from typing import Any
 import numpy as np
 
 from .onnx_graph import OWN_DOMAINS, Model, Scope, label
-from .onnx_tensors import array_of, element_dtype, shown
+from .onnx_tensors import BFLOAT16, array_of, element_dtype, shown
 
 # Operators that give what they are given, but for shape, order and dtype.
 _MOVING = frozenset(
     ("Identity", "Dropout", "Expand", "Slice", "Split", "Squeeze", "Unsqueeze", "Reshape")
 ) | frozenset(("Flatten", "Transpose", "Gather", "Cast"))
 
+_NO_BOUND = 2**31 - 2  # some are one less
+
 
 class Operation:
-    """A node's inputs and attributes, as the operators below take them."""
+    """A node's inputs and attributes, as the operators below take them.
 
-    def __init__(self, scope: Scope, node: Any, inputs: list[Any], model: Model) -> None:
+    `of_any_size` says that inputs stand for others of more steps or samples.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        node: Any,
+        inputs: list[Any],
+        model: Model,
+        of_any_size: bool = False,
+    ) -> None:
         self.scope, self.node, self.inputs, self.model = scope, node, inputs, model
+        self.of_any_size = of_any_size
         self.what = f"node {shown(label(node))} ({node.op_type})"
 
     def attribute(self, name: str, default: Any = None) -> Any:
@@ -96,7 +109,7 @@ def _expanded(op: Operation) -> Any:
 
 def _cast(op: Operation) -> Any:
     code = op.attribute("to")
-    if type(code) is not int or code == 16:  # to bfloat16 numbers would be rounded
+    if type(code) is not int or code == BFLOAT16:  # to bfloat16 numbers would be rounded
         raise ValueError(f"to: expected a type other than bfloat16, got {code!r}")
     dtype = element_dtype(code, "to").newbyteorder("=")
     op.spend(op.inputs[0].size * dtype.itemsize)
@@ -159,6 +172,9 @@ def _sliced(op: Operation) -> Any:
     steps = op.numbers("steps", 4) or [1] * len(starts)
     parts = [slice(None)] * data.ndim
     for axis, *part in zip(axes, starts, ends, steps, strict=True):
+        # Exporters write a number without bound for an end that is the last one.
+        if op.of_any_size and any(data.shape[axis] < abs(n) < _NO_BOUND for n in part[:2]):
+            raise ValueError("a longer input would be cut")
         parts[axis] = slice(*part)
     return data[tuple(parts)]
 
@@ -201,7 +217,9 @@ def _dequantized(op: Operation) -> Any:
         raise ValueError(f"expected whole numbers and a float scale, got {data.dtype}")
     if zero is not None and zero.shape != scale.shape:
         raise ValueError(f"expected a zero point of shape {scale.shape}, got {zero.shape}")
-    if scale.ndim:
+    if scale.size == 1:  # of one number, onnxruntime takes an axis for none
+        scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
+    else:
         (axis,) = _axes([op.attribute("axis", 1)], data.ndim)
         along = [1] * data.ndim
         along[axis] = data.shape[axis]

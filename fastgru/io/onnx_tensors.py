@@ -28,7 +28,7 @@ _KINDS: dict[int, tuple[str, str, str]] = {
     13: ("<u8", "uint64_data", "<u8"),
     16: ("<u2", "int32_data", "<u2"),  # bfloat16, whose bits become float32
 }
-_BFLOAT16 = 16
+BFLOAT16 = 16
 _FIELDS = sorted({field for _, field, _ in _KINDS.values()})
 
 # What may be made from a file, in multiples of its size: weights of 8 bits that become float32,
@@ -95,7 +95,7 @@ def element_dtype(code: int, what: str) -> Any:
             f"{what}: expected elements of float16, bfloat16, float32, float64, bool or whole "
             f"numbers of 8 to 64 bits, got type {code} of onnx.TensorProto"
         )
-    return np.dtype(np.float32) if code == _BFLOAT16 else np.dtype(_KINDS[code][0])
+    return np.dtype(np.float32) if code == BFLOAT16 else np.dtype(_KINDS[code][0])
 
 
 def array_of(tensor: Any, folder: Path | None, budget: Budget) -> Any:
@@ -147,7 +147,7 @@ def array_of(tensor: Any, folder: Path | None, budget: Budget) -> Any:
         array = _from_field(np.array(getattr(tensor, field)), in_field, stored, what)
     else:
         array = np.frombuffer(raw, dtype)
-    if tensor.data_type == _BFLOAT16:
+    if tensor.data_type == BFLOAT16:
         array = bfloat16_to_float32(array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False).reshape(dims)
     array.flags.writeable = False

@@ -1,5 +1,6 @@
 """`from_torch`, `to_torch`: state dicts of PyTorch's modules, and their safetensors files."""
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -51,8 +52,9 @@ def from_torch(
     TypeError
         If an argument is not as described, or a mapping's weight is not of a dtype that is read.
     ValueError
-        If weights do not fit each other, or there is a projection (``proj_size``); if the file is
-        damaged or no safetensors file. Files that torch.save wrote are pickles, and never opened.
+        If weights do not fit each other, there is a projection (``proj_size``), or PyTorch computes
+        a weight from others (weight norm, pruning); if the file is damaged or no safetensors file.
+        Files that torch.save wrote are pickles, and never opened.
     OSError
         If the file cannot be read.
 
@@ -79,11 +81,13 @@ def from_torch(
     with opened(mapping_or_path) as file:
         if is_own(file.metadata):
             raise RefusedError("fastgru.save wrote it: fastgru.load and io.read read it")
+        stored = _stored(file)
+        read = functools.cache(lambda name: _read(file, name, kind))
         try:
-            layers, left_out = layers_of(file.entries, lambda key: _read(file, key, kind), cell)
+            layers, left_out = layers_of(stored, lambda key: read(stored[key]), cell)
         except (TypeError, ValueError) as error:
             raise RefusedError(str(error)) from error
-        described = [_described(key, file.entries[key]) for key in left_out]
+        described = [_described(key, file.entries[stored[key]]) for key in left_out]
     return Found(os.fspath(mapping_or_path), layers, described)
 
 
@@ -192,6 +196,17 @@ def as_array(key: str, value: Any, dtype: Any) -> Any:
             f"{key}: expected a tensor or a NumPy array, got {type(value).__qualname__}"
         )
     return floating(key, value, dtype)
+
+
+def _stored(file: File) -> dict[str, str]:
+    """Names of arrays in a file, by all keys of its state dict.
+
+    Of keys that share an array, safetensors.torch.save_model writes one as its name, and says in
+    the metadata which name each other one stands for.
+    """
+    own = {name: name for name in file.entries}
+    shared = {key: name for key, name in file.metadata.items() if name in own and key not in own}
+    return own | shared
 
 
 def _read(file: File, key: str, dtype: Any) -> Any:

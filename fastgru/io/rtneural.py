@@ -217,7 +217,7 @@ def _keras_layers(model: Mapping[str, Any], dtype: Any) -> tuple[list[Layer], li
     for number, of in enumerate(listed):
         place = f"layers[{number}]"
         name = names[number] if named else place
-        if of.get("type") in _CONVENTIONS:
+        if of.get("type") in [*_CONVENTIONS]:  # it may be anything, and not hashable
             layers.append(_keras_layer(name, place, of, inputs, dtype))
         else:
             left_out.append(f"{name} {of.get('type')!r}")

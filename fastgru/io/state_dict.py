@@ -1,6 +1,7 @@
 """The recurrent layers in a state dict of PyTorch, by the names of its keys and by shapes."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ from .found import Layer
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _MATRICES, _BIASES = _NAMES[:2], _NAMES[2:]
 _PROJECTION = "weight_hr"
+# Keys of what PyTorch computes a weight from: parametrizations, pruning, and older weight norm.
+_PART = re.compile(
+    r"(?P<start>(?:.*\.)?)"
+    r"(?:parametrizations\.(?P<new>\w+)\.original\d*|(?P<old>\w+)_(?P<end>orig|g|v))"
+)
 # Cells by how many gates weight_hh stacks.
 _BY_GATES = {4: "lstm", 3: "gru", 1: "rnn_tanh"}
 _RNN_NOTE = (
@@ -61,8 +67,8 @@ def layers_of(
         As for `from_torch`.
     """
     modules: dict[str, ByPlace] = {}
-    left_out = []
-    for key in keys:
+    left_out, every = [], [*keys]
+    for key in every:
         module, _, last = key.rpartition(".")
         match = FULL_NAME.fullmatch(last)
         name = match["name"] if match else last
@@ -79,6 +85,7 @@ def layers_of(
         if name in named:
             raise ValueError(f"{key}: stands for the same weight as {named[name]}: leave one out")
         named[name] = key
+    _check_computed(left_out, {*every})
     if isinstance(cell, Mapping):
         unknown = [name for name in cell if name not in modules]
         if unknown:
@@ -89,6 +96,25 @@ def layers_of(
     wanted = cell if isinstance(cell, Mapping) else dict.fromkeys(modules, cell)
     layers = [_layer(name, of, read, wanted.get(name)) for name, of in modules.items()]
     return layers, left_out
+
+
+def _check_computed(left_out: Iterable[str], known: Collection[str]) -> None:
+    """Refuse weights that PyTorch computes from others: without them, layers would be others."""
+    for key in left_out:
+        part = _PART.fullmatch(key)
+        if part is None:
+            continue
+        of = part["new"] or part["old"]
+        match, whole = FULL_NAME.fullmatch(of), part["start"] + of
+        is_weight = (match["name"] if match else of) in _NAMES
+        # A g alone may be a gate; weight norm has g and v.
+        is_gate = part["end"] in ("g", "v") and not {whole + "_g", whole + "_v"}.issubset(known)
+        if is_weight and not is_gate and whole not in known:
+            raise ValueError(
+                f"{key}: PyTorch computes {whole} from it (weight norm, pruning, another "
+                "parametrization): make that a plain weight, by remove_parametrizations, "
+                "remove_weight_norm or prune.remove, and take the state dict again"
+            )
 
 
 def _layer(name: str, keys: ByPlace, read: Callable[[str], Any], wanted: str | None) -> Layer:
