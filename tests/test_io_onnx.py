@@ -593,7 +593,9 @@ def test_models_without_recurrent_nodes() -> None:
 
 def test_refused_arguments() -> None:
     for wrong, kind in ((3, "int"), (None, "NoneType")):
-        with pytest.raises(TypeError, match=f"model: expected the name of a file, .*, got {kind}$"):
+        with pytest.raises(
+            TypeError, match=f"source: expected the name of a file, .*, got {kind}$"
+        ):
             from_onnx(wrong)
     made = one("GRU")
     with pytest.raises(TypeError, match="dtype: expected dtype float32 or float64"):

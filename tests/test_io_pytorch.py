@@ -418,7 +418,7 @@ def test_options_that_are_refused(
 
 
 def test_arguments_that_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"mapping_or_path: expected a mapping .*, got int$"):
+    with pytest.raises(TypeError, match=r"source: expected a mapping .*, got int$"):
         from_torch(3)  # type: ignore[arg-type]
     module = types.SimpleNamespace(state_dict=dict)
     with pytest.raises(TypeError, match=r"got SimpleNamespace; its \.state_dict\(\) is one"):

@@ -266,9 +266,7 @@ def test_models_that_are_refused(model: Any, message: str, tmp_path: Path) -> No
 def test_arguments_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="dtype: expected dtype float32 or float64"):
         from_rtneural({}, dtype="int32")
-    with pytest.raises(
-        TypeError, match=r"mapping_or_path: expected .* path of a JSON file, got int"
-    ):
+    with pytest.raises(TypeError, match=r"source: expected .* path of a JSON file, got int"):
         from_rtneural(3)  # type: ignore[arg-type]
     for change, message in (
         ({"params": drawn("gru", bidirectional=True)}, "RTNeural has no second direction"),

@@ -79,7 +79,7 @@ def check_source(source: Any, kind: str) -> None:
     if not isinstance(source, str | os.PathLike):
         own = "; its .state_dict() is one" if hasattr(source, "state_dict") else ""
         raise TypeError(
-            f"mapping_or_path: expected a mapping of names to arrays, or the path of a {kind} "
+            f"source: expected a mapping of names to arrays, or the path of a {kind} "
             f"file, got {type(source).__qualname__}{own}"
         )
 

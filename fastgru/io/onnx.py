@@ -21,13 +21,13 @@ _FLOATS = (1, 10, 11, 16)  # float32, float16, float64, bfloat16, by ONNX's numb
 
 
 def from_onnx(
-    model: "str | os.PathLike[str] | bytes | Any", *, dtype: Any = None, merge: bool = False
+    source: "str | os.PathLike[str] | bytes | Any", *, dtype: Any = None, merge: bool = False
 ) -> Found:
     """Read the recurrent layers of an ONNX model.
 
     Parameters
     ----------
-    model : str, os.PathLike, bytes or onnx.ModelProto
+    source : str, os.PathLike, bytes or onnx.ModelProto
         The name of a file, its content, or the model. Weights in files of their own are read where
         the model is given by name, if they lie in its folder.
     dtype : dtype, optional
@@ -70,13 +70,13 @@ def from_onnx(
 
     Examples
     --------
-    >>> from fastgru.io.onnx import from_onnx
-    >>> found = from_onnx("model.onnx", merge=True)  # doctest: +SKIP
+    >>> from fastgru import io
+    >>> found = io.from_onnx("model.onnx", merge=True)  # doctest: +SKIP
     >>> print(found)  # doctest: +SKIP
     >>> y, h_n = fastgru.forward(x, found.only)  # doctest: +SKIP
     """
     kind = None if dtype is None else check_kind(dtype)
-    read = _model_of(model)
+    read = _model_of(source)
     is_merged = check_flag("merge", merge)
     try:
         layers, left_out = _layers_of(read, kind, is_merged)
@@ -116,7 +116,7 @@ def _model_of(model: Any) -> Model:
         content, origin, folder = model, "the model", None
     elif not isinstance(model, str | os.PathLike):
         raise TypeError(
-            "model: expected the name of a file, its content as bytes, or an onnx.ModelProto, got "
+            "source: expected the name of a file, its content as bytes, or an onnx.ModelProto, got "
             f"{type(model).__qualname__}"
         )
     else:

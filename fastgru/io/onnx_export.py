@@ -88,7 +88,7 @@ def to_onnx(
     Examples
     --------
     >>> import fastgru
-    >>> from fastgru.io.onnx_export import to_onnx
+    >>> from fastgru.io import to_onnx
     >>> params = fastgru.init_params(3, 16, num_layers=2, rng=0)
     >>> model = to_onnx(params, "weights.onnx", states=True)  # doctest: +SKIP
     """

@@ -21,7 +21,7 @@ _MODULES = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 
 
 def from_torch(
-    mapping_or_path: Mapping[str, Any] | str | os.PathLike[str],
+    source: Mapping[str, Any] | str | os.PathLike[str],
     *,
     cell: str | Mapping[str, str] | None = None,
     dtype: Any = None,
@@ -30,7 +30,7 @@ def from_torch(
 
     Parameters
     ----------
-    mapping_or_path : mapping of str to array, str or os.PathLike
+    source : mapping of str to array, str or os.PathLike
         A state dict of tensors or of NumPy arrays, of any module that has ``nn.GRU``, ``nn.LSTM``,
         ``nn.RNN``, ``nn.GRUCell``, ``nn.LSTMCell``, ``nn.RNNCell`` in it; or the path of a
         safetensors file of one.
@@ -74,11 +74,11 @@ def from_torch(
     """
     kind = None if dtype is None else check_kind(dtype)
     check_cells(cell)
-    if isinstance(mapping_or_path, Mapping):
-        return _from_mapping(mapping_or_path, cell, kind)
-    check_source(mapping_or_path, "safetensors")
-    expect(mapping_or_path, "safetensors")
-    with opened(mapping_or_path) as file:
+    if isinstance(source, Mapping):
+        return _from_mapping(source, cell, kind)
+    check_source(source, "safetensors")
+    expect(source, "safetensors")
+    with opened(source) as file:
         if is_own(file.metadata):
             raise RefusedError("fastgru.save wrote it: fastgru.load and io.read read it")
         stored = _stored(file)
@@ -88,7 +88,7 @@ def from_torch(
         except (TypeError, ValueError) as error:
             raise RefusedError(str(error)) from error
         described = [_described(key, file.entries[stored[key]]) for key in left_out]
-    return Found(os.fspath(mapping_or_path), layers, described)
+    return Found(os.fspath(source), layers, described)
 
 
 def to_torch(params: Params, prefix: str = "") -> dict[str, Any]:

@@ -35,7 +35,7 @@ def reverse_steps(x: Any, lengths: Any = None, *, time_major: bool = False) -> A
     Examples
     --------
     >>> import numpy as np
-    >>> from fastgru.io.reversal import reverse_steps
+    >>> from fastgru.io import reverse_steps
     >>> x = np.array([[1, 2, 3], [4, 5, 0]])[:, :, None]
     >>> reverse_steps(x, [3, 2])[:, :, 0]
     array([[3, 2, 1],

@@ -32,13 +32,13 @@ _STYLES = ("keras", "pytorch")
 
 
 def from_rtneural(
-    mapping_or_path: Mapping[str, Any] | str | os.PathLike[str], *, dtype: Any = "float32"
+    source: Mapping[str, Any] | str | os.PathLike[str], *, dtype: Any = "float32"
 ) -> Found:
     """Find the GRUs and LSTMs in a model of RTNeural.
 
     Parameters
     ----------
-    mapping_or_path : mapping, str or os.PathLike
+    source : mapping, str or os.PathLike
         The path of a JSON file, or what it holds: ``"in_shape"`` and ``"layers"``, as Keras models
         are written, or a state dict of PyTorch as nested lists, which may stand under
         ``"state_dict"``.
@@ -69,13 +69,13 @@ def from_rtneural(
     'lstm'
     """
     kind = check_kind(dtype)
-    if isinstance(mapping_or_path, Mapping):
+    if isinstance(source, Mapping):
         try:
-            return Found("mapping", *_content(mapping_or_path, kind))
+            return Found("mapping", *_content(source, kind))
         except RefusedError as refusal:
             raise ValueError(f"mapping: {refusal}") from refusal.__cause__
-    check_source(mapping_or_path, "JSON")
-    path = check_path(mapping_or_path)
+    check_source(source, "JSON")
+    path = check_path(source)
     expect(path, "json")
     with naming(path):
         return Found(os.fspath(path), *_content(model_of(path), kind))
