@@ -1,48 +1,21 @@
-"""Params in files of the safetensors format, with what else they are, notes, and a checksum.
-
-`hashlib` is imported when files are written or read: `import fastgru` does not load it.
-"""
+"""Params in files of the safetensors format, with what else they are, notes, and a checksum."""
 
 import os
-import re
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .check import check_metadata, check_path, check_type
+from .archive import OWN, checked_notes, read, write
+from .archive import on_host as arrays_on_host
+from .check import check_path, check_type
 from .kernels.cells import CELLS
 from .params import Params
-from .safetensors import (
-    DAMAGED,
-    DTYPES,
-    Allowed,
-    Entry,
-    RefusedError,
-    compact,
-    entries_of,
-    entry_of,
-    header_text,
-    members_of,
-    metadata_of,
-    naming,
-    native,
-    read_array,
-    read_header,
-)
+from .safetensors import DAMAGED, Allowed, RefusedError, naming
 
-_OWN = "fastgru."  # how the names of its metadata start; the user's do not
-_VERSION = 1  # of what the keys below mean
-_CHECKSUM = f"{_OWN}sha256"
-_KEYS = tuple(
-    _OWN + key
-    for key in (
-        *("cell", "dtype", "input_size", "hidden_size", "num_layers", "bidirectional", "bias"),
-        "sha256",
-    )
-)
+KEYS = "cell", "dtype", "input_size", "hidden_size", "num_layers", "bidirectional", "bias"
+# Of what other files of fastgru hold.
+_NOTED = Allowed(("F32", "F64"), dimensions=2)
 _ALLOWED = Allowed(("F32", "F64"), least=1, dimensions=2, remedy="save float32 or float64 params")
 
 
@@ -83,15 +56,14 @@ def save(
     >>> fastgru.save("weights.safetensors", params, {"trained on": "2024"})  # doctest: +SKIP
     >>> params = fastgru.load("weights.safetensors")  # doctest: +SKIP
     """
-    target = Path(os.path.realpath(check_path(path)))
+    check_path(path)
     check_type("params", params, Params)
-    notes = check_metadata(metadata)
-    for key in notes:
-        if key.startswith(_OWN):
-            raise ValueError(
-                f"metadata: expected keys that do not start with {_OWN!r}, as fastgru's own do, "
-                f"got {key!r}"
-            )
+    notes = checked_notes(metadata)
+    write(path, whole(params), description(params), notes)
+
+
+def whole(params: Params) -> dict[str, Any]:
+    """The arrays of params, in NumPy's memory, if no running statistics are missing."""
     arrays = on_host(params)
     try:
         Params.from_dict(arrays, cell=params.cell)
@@ -99,22 +71,12 @@ def save(
         raise ValueError(
             f"params: expected all weights that load needs, as fastgru.init_params makes: {error}"
         ) from error
-    dtype = next(kind for kind in _ALLOWED.dtypes if DTYPES[kind].itemsize == params.dtype.itemsize)
-    entries, first = {}, 0
-    for name, array in arrays.items():
-        arrays[name] = array = array.astype(DTYPES[dtype], copy=False)
-        entries[name] = Entry(dtype, array.shape, first, first + array.nbytes)
-        first += array.nbytes
-    own = _description(params)
-    own[_CHECKSUM] = _checksum(own | notes, entries, arrays.values())
-    replace_file(target, [header_text(own | notes, entries), *arrays.values()])
+    return arrays
 
 
 def on_host(params: Params) -> dict[str, Any]:
     """Arrays by their full names, C-contiguous, in NumPy's memory: copies, where they are not."""
-    # A library that has other memory than NumPy's copies its arrays into that.
-    to_numpy = getattr(sys.modules[params.library], "asnumpy", np.asarray)
-    return {name: np.ascontiguousarray(to_numpy(a)) for name, a in params.to_dict().items()}
+    return arrays_on_host(params.to_dict(), params.library)
 
 
 def load(path: str | os.PathLike[str]) -> Params:
@@ -144,11 +106,11 @@ def load(path: str | os.PathLike[str]) -> Params:
     --------
     >>> params = fastgru.load("weights.safetensors")  # doctest: +SKIP
     """
-    return _read(path)[0]
+    return _read(path)
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read the notes that `save` wrote beside params.
+    """Read the notes that `save` wrote beside params, or `training.save_model` beside a model.
 
     Parameters
     ----------
@@ -170,132 +132,68 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     >>> fastgru.load_metadata("weights.safetensors")  # doctest: +SKIP
     {'trained on': '2024'}
     """
-    return _read(path)[1]
+    check_path(path)
+    with naming(path):
+        content = read(path, _NOTED, ())
+        if f"{OWN}kind" not in content.own:
+            described(content.arrays, content.own)
+    return content.notes
 
 
-def is_own(metadata: Mapping[str, str]) -> bool:
-    """Whether `save` wrote a file of these strings, even if they are damaged."""
-    return any(key.startswith(_OWN) for key in metadata)
-
-
-# --- what a file says -----------------------------------------------------------------------------
-
-
-def _description(params: Params) -> dict[str, str]:
-    """The metadata of fastgru's own, but for the checksum."""
+def description(params: Params) -> dict[str, str]:
+    """What a file says of params."""
     return {
-        f"{_OWN}version": str(_VERSION),
-        f"{_OWN}cell": params.cell,
-        f"{_OWN}dtype": np.dtype(params.dtype).name,
-        f"{_OWN}input_size": str(params.input_size),
-        f"{_OWN}hidden_size": str(params.hidden_size),
-        f"{_OWN}num_layers": str(params.num_layers),
-        f"{_OWN}bidirectional": str(params.bidirectional),
-        f"{_OWN}bias": str(params.bias),
+        "cell": params.cell,
+        "dtype": np.dtype(params.dtype).name,
+        "input_size": str(params.input_size),
+        "hidden_size": str(params.hidden_size),
+        "num_layers": str(params.num_layers),
+        "bidirectional": str(params.bidirectional),
+        "bias": str(params.bias),
     }
 
 
-def _checksum(metadata: Mapping[str, str], entries: Mapping[str, Entry], arrays: Any) -> str:
-    """Of everything that a file says, in whatever order and spelling of JSON."""
-    import hashlib
+def described(arrays: Mapping[str, Any], own: Mapping[str, str]) -> Params:
+    """Params of arrays, if these are what the file says.
 
-    said = {key: text for key, text in sorted(metadata.items()) if key != _CHECKSUM}
-    of = hashlib.sha256(compact([said, dict(sorted(members_of(entries).items()))]))
-    for array in arrays:  # in the order of the file
-        of.update(array.data)
-    return of.hexdigest()
-
-
-def replace_file(target: Path, parts: Sequence[Any]) -> None:
-    """Write a file that takes the place of `target` when it is complete."""
-    written = target.with_name(f".fastgru-{os.urandom(8).hex()}.tmp")
+    Raises
+    ------
+    RefusedError
+        If they are not.
+    """
+    cell = own[f"{OWN}cell"]
+    if cell not in CELLS:
+        raise RefusedError(
+            f"it is of cell {cell!r}, which is not among {', '.join(CELLS)}: register a cell of "
+            "your own by fastgru.register_cell before loading, or upgrade fastgru"
+        )
     try:
-        with written.open("xb") as file:
-            for part in parts:
-                file.write(memoryview(part))
-            file.flush()
-            os.fsync(file.fileno())  # or the name could reach the disk before the content
-        written.replace(target)
-    except BaseException:
-        written.unlink(missing_ok=True)
-        raise
+        params = Params.from_dict(arrays, cell=cell)
+    except (TypeError, ValueError) as error:
+        raise RefusedError(
+            f"its weights are not those of cell {cell!r}: {error}; save it again"
+        ) from error
+    for key, value in description(params).items():
+        said = own.get(OWN + key)
+        if said != value:
+            raise RefusedError(
+                f"{OWN}{key} is {said!r}, but by its weights it is {value!r}; {DAMAGED}"
+            )
+    return params
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
-_OTHER_PROGRAM = (
-    "if another program wrote it, read it by safetensors.numpy.load_file and "
-    "fastgru.Params.from_dict(arrays, cell=...)"
-)
-
-
-def _read(path: Any) -> tuple[Params, dict[str, str]]:
-    """Params and notes of a file.
+def _read(path: Any) -> Params:
+    """Params of a file.
 
     Raises
     ------
     ValueError
         That names the file.
     """
-    name = check_path(path)
-    with naming(path), name.open("rb") as file:
-        return _content(file, os.fstat(file.fileno()).st_size)
-
-
-def _content(file: Any, size: int) -> tuple[Params, dict[str, str]]:
-    """Params and notes of an open file of so many bytes."""
-    header, data_size = read_header(file, size, " of fastgru")
-    metadata = _own_metadata(metadata_of(header))
-    entries = entries_of({name: _entry(name, value) for name, value in header.items()}, data_size)
-    cell = _known_cell(metadata)
-    in_order = sorted(entries.items(), key=lambda item: item[1].first)
-    arrays = {name: read_array(file, entry) for name, entry in in_order}
-    if _checksum(metadata, entries, arrays.values()) != metadata[_CHECKSUM]:
-        raise RefusedError(f"its content does not match its checksum; {DAMAGED}")
-    try:
-        params = Params.from_dict({n: native(a) for n, a in arrays.items()}, cell=cell)
-    except (TypeError, ValueError) as error:
-        raise RefusedError(
-            f"its weights are not those of cell {cell!r}: {error}; save it again"
-        ) from error
-    for key, value in _description(params).items():
-        if metadata.get(key) != value:
-            raise RefusedError(
-                f"{key} is {metadata.get(key)!r}, but by its weights it is {value!r}; {DAMAGED}"
-            )
-    return params, {key: text for key, text in metadata.items() if not key.startswith(_OWN)}
-
-
-def _own_metadata(checked: dict[str, str]) -> dict[str, str]:
-    """All strings of a header, if those are there that must be."""
-    version = checked.get(f"{_OWN}version")
-    if version is None:
-        raise RefusedError(f"expected metadata of fastgru.save, got none; {_OTHER_PROGRAM}")
-    if version != str(_VERSION):
-        if re.fullmatch("[1-9][0-9]{0,8}", version):
-            raise RefusedError(
-                f"version {version} of the format, which a later fastgru wrote; this one reads "
-                f"version {_VERSION}: upgrade fastgru"
-            )
-        raise RefusedError(f"expected version {_VERSION} of the format, got {version!r}; {DAMAGED}")
-    missing = [key for key in _KEYS if key not in checked]
-    if missing:
-        raise RefusedError(f"metadata lacks {', '.join(missing)}; {DAMAGED}")
-    return checked
-
-
-def _known_cell(metadata: Mapping[str, str]) -> str:
-    """The cell's name, if there is one."""
-    cell = metadata[f"{_OWN}cell"]
-    if cell not in CELLS:
-        raise RefusedError(
-            f"it is of cell {cell!r}, which is not among {', '.join(CELLS)}: register a cell of "
-            "your own by fastgru.register_cell before loading, or upgrade fastgru"
-        )
-    return cell
-
-
-def _entry(name: str, value: Any) -> Entry:
-    """Dtype, shape and place of an array, if it can be one of params."""
-    return entry_of(name, value, _ALLOWED)
+    check_path(path)
+    with naming(path):
+        content = read(path, _ALLOWED, KEYS)
+        kind = content.own.get(f"{OWN}kind")
+        if kind is not None:
+            raise RefusedError(f"it holds a {kind} of fastgru.training, not params alone")
+        return described(content.arrays, content.own)

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from problems import assert_same_bits, everywhere
 
 import fastgru
+from fastgru import archive, files
 from fastgru import cell as own
-from fastgru import files
+from fastgru.safetensors import Allowed, entry_of
 
+ALLOWED = Allowed(("F32", "F64"), dimensions=2)
 NOTES = {"trained on": "2024", "größe": 'µ \U0001f600 "quoted"\n', "": ""}
 
 
@@ -52,9 +54,9 @@ def with_header(header: Any, data: bytes) -> bytes:
 
 def signed(header: dict[str, Any], data: bytes) -> bytes:
     """A file whose checksum is that of what it says."""
-    entries = {n: files._entry(n, e) for n, e in header.items() if n != "__metadata__"}
+    entries = {n: entry_of(n, e, ALLOWED) for n, e in header.items() if n != "__metadata__"}
     metadata = header["__metadata__"]
-    metadata["fastgru.sha256"] = files._checksum(metadata, entries, [np.frombuffer(data, "u1")])
+    metadata["fastgru.sha256"] = archive._checksum(metadata, entries, [np.frombuffer(data, "u1")])
     return with_header(header, data)
 
 
@@ -147,7 +149,7 @@ def test_an_interrupted_save_leaves_the_old_file(
         elif failing == "replace":
             patch.setattr(Path, "replace", fail)
         else:
-            patch.setattr(files, "memoryview", fail, raising=False)
+            patch.setattr(archive, "memoryview", fail, raising=False)
         with pytest.raises(error):
             fastgru.save(path, drawn("lstm"), {"which": "new"})
     assert os.listdir(tmp_path) == ["weights"]  # noqa: PTH208
@@ -280,6 +282,15 @@ def changed(header: dict[str, Any], path: str, value: Any) -> None:
         header[last] = value
 
 
+def test_a_cell_that_is_not_registered_is_named(written: Path) -> None:
+    header, data = header_of(written.read_bytes())
+    header["__metadata__"]["fastgru.cell"] = "gru9"
+    path = written.with_name("other")
+    path.write_bytes(signed(header, data))
+    with pytest.raises(ValueError, match="of cell 'gru9', which is not among gru, "):
+        fastgru.load(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -288,7 +299,6 @@ def changed(header: dict[str, Any], path: str, value: Any) -> None:
         ({"__metadata__/fastgru.version": "2"}, "version 2 of .* upgrade fastgru"),
         ({"__metadata__/fastgru.version": "x"}, "expected version 1 of the format, got 'x'"),
         ({"__metadata__/fastgru.bias": None}, "metadata lacks fastgru.bias"),
-        ({"__metadata__/fastgru.cell": "gru9"}, "of cell 'gru9', which is not among gru, "),
         ({"__metadata__/note": "other"}, "its content does not match its checksum"),
         ({"weight_ih_l0/dtype": "F16"}, "'weight_ih_l0': expected dtype F32 or F64, got 'F16'"),
         ({"weight_ih_l0/dtype": ["F32"]}, "expected dtype F32 or F64"),

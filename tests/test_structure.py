@@ -41,6 +41,7 @@ ORDER = (
     "ops",
     "stream",
     "safetensors",
+    "archive",
     "files",
     "io",
     "cell",

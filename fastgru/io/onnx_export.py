@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..archive import replace_file
 from ..check import check_flag, check_path, check_type, whole_number
-from ..files import on_host, replace_file
+from ..files import on_host
 from ..kernels.cells import CELLS
 from ..params import Params
 from .convention import Convention, blocks_of

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..archive import is_own
 from ..check import check_kind, check_type
-from ..files import is_own, on_host
+from ..files import on_host
 from ..params import Params
 from ..safetensors import File, RefusedError, opened
 from .content import check_source, expect

@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ..files import is_own, load, load_metadata
+from ..archive import is_own
+from ..files import load, load_metadata
 from ..safetensors import naming, opened
 from .content import kind_of, refuse
 from .found import Found, Layer

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..archive import replace_file
 from ..check import check_kind, check_path, check_type
-from ..files import on_host, replace_file
+from ..files import on_host
 from ..kernels.cells import CELLS
 from ..names import named_arrays, suffix
 from ..params import Params

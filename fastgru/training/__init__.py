@@ -1,5 +1,6 @@
 """Training without a framework: models, losses, optimisers, schedules and `fit`."""
 
+from .files import Checkpoint, load_model, save_model
 from .fit import Progress, fit
 from .history import Fitted, History
 from .losses import (
@@ -22,6 +23,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BCEWithLogitsLoss",
+    "Checkpoint",
     "Constant",
     "Cosine",
     "CrossEntropyLoss",
@@ -45,6 +47,8 @@ __all__ = [
     "clip_by_norm",
     "fit",
     "init_model",
+    "load_model",
     "norm_of",
+    "save_model",
     "tree_map",
 ]

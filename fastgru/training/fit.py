@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..check import check_rng, check_size, check_type
 from .check import check_number
 from .data import Data, checked_data
+from .files import Checkpoint, Standing
 from .history import Fitted, History
 from .losses import Loss, MSELoss
 from .model import Model
@@ -59,6 +60,7 @@ def fit(
     validation_fraction: float = 0.0,
     patience: int | None = None,
     rng: Any = None,
+    checkpoint: Checkpoint | None = None,
     callbacks: Sequence[Callable[[Progress], bool | None]] = (),
     progress: bool | str = False,
 ) -> Fitted:
@@ -101,6 +103,8 @@ def fit(
         Stop after so many epochs without a new least loss: of validation, if there is any.
     rng : None, int or numpy.random.Generator
         Decides the order of the samples. The same seed gives the same weights, to the last bit.
+    checkpoint : Checkpoint, optional
+        Where to write down where training stands. If its file is there, training goes on from it.
     callbacks : sequence of callable
         Called with a `Progress` after each epoch; one that returns True stops the training.
     progress : bool or str
@@ -176,55 +180,93 @@ def fit(
     waits = None if patience is None else check_size("patience", patience)
     if not isinstance(progress, bool | str):
         raise TypeError(f"progress: expected True, False or a text, got {progress!r}")
-    return _run(trainer, model, data, watched, waits, callbacks, progress)
+    if checkpoint is not None:
+        check_type("checkpoint", checkpoint, Checkpoint)
+    run = _Run(trainer, model, data, watched, waits, callbacks, checkpoint)
+    return run(progress)
 
 
-def _run(
-    trainer: Trainer,
-    model: Model,
-    data: Data,
-    watched: Data | None,
-    patience: int | None,
-    callbacks: Sequence[Callable[[Progress], bool | None]],
-    progress: bool | str,
-) -> Fitted:
-    """All epochs."""
-    history, best, start = History(), model, time.perf_counter()
-    about = progress if isinstance(progress, str) else None
-    bar = tqdm(total=trainer.epochs, desc=about, unit="epoch", disable=not progress)
-    try:
-        for _ in range(trainer.epochs):
-            model, epoch = trainer.epoch(model, data)
-            found = epoch.loss if watched is None else trainer.validate(model, watched)
-            if not math.isfinite(epoch.loss + found):
-                history.stopped = trainer.why_not_finite(epoch)
-                warnings.warn(history.stopped, RuntimeWarning, stacklevel=3)
-                break
-            history.loss.append(epoch.loss)
-            history.learning_rate.append(epoch.rate)
-            history.norm.append(median(epoch.norms))
-            history.seconds.append(time.perf_counter() - start)
-            if watched is not None:
-                history.validation_loss.append(found)
-            trainer.schedule.observe(found)
-            if found < min(history.watched[:-1], default=math.inf):
-                best, history.best_epoch = model, len(history.loss) - 1
-            bar.set_postfix(
-                loss=f"{epoch.loss:.4g}", watched=f"{found:.4g}", rate=f"{epoch.rate:.2g}"
-            )
-            bar.update()
-            now = Progress(len(history.loss), model, trainer.optimizer, history)
-            answers = [callback(now) for callback in callbacks]  # every one is called
-            if any(answers):
-                history.stopped = "a callback asked for it"
-                break
-            if patience is not None and len(history.loss) - 1 - history.best_epoch >= patience:
-                history.stopped = f"no new least loss for {patience} epochs"
-                break
-    except KeyboardInterrupt:
-        if not history.loss:
-            raise
-        history.stopped = "interrupted"
-    finally:
-        bar.close()
-    return Fitted(best, history)
+@dataclass
+class _Run:
+    """A training: its parts, and where it stands."""
+
+    trainer: Trainer
+    model: Model
+    data: Data
+    watched: Data | None
+    patience: int | None
+    callbacks: Sequence[Callable[[Progress], bool | None]]
+    checkpoint: Checkpoint | None
+
+    def __post_init__(self) -> None:
+        self.best, self.history, self.earlier = self.model, History(), 0.0
+        if self.checkpoint is None:
+            return
+        standing = self.checkpoint.read(self.model, self.settings)
+        if standing is not None:
+            self.model, self.best, self.history = standing.model, standing.best, standing.history
+            self.trainer.load_state_dict(standing.state, standing.vectors)
+            self.earlier = self.history.seconds[-1]
+
+    @property
+    def settings(self) -> str:
+        """What must be the same for a training to go on."""
+        patience = f", patience={self.patience}" if self.patience else ""
+        model = " ".join(repr(self.model).split())
+        return f"{model}, {self.trainer.settings}, samples={len(self.data.x)}{patience}"
+
+    def __call__(self, progress: bool | str) -> Fitted:
+        """All epochs that are left."""
+        history, trainer, start = self.history, self.trainer, time.perf_counter()
+        about = progress if isinstance(progress, str) else None
+        bar = tqdm(
+            total=trainer.epochs, initial=len(history.loss), desc=about, unit="epoch",
+            disable=not progress,
+        )  # fmt: skip
+        try:
+            while len(history.loss) < trainer.epochs and not history.stopped:
+                if not self._epoch(start):
+                    break
+                bar.set_postfix(
+                    loss=f"{history.loss[-1]:.4g}",
+                    watched=f"{history.watched[-1]:.4g}",
+                    rate=f"{history.learning_rate[-1]:.2g}",
+                )
+                bar.update()
+        except KeyboardInterrupt:
+            if not history.loss:
+                raise
+            history.stopped = "interrupted"
+        finally:
+            bar.close()
+        return Fitted(self.best, history)
+
+    def _epoch(self, start: float) -> bool:
+        """One epoch; whether its loss is finite."""
+        history, trainer = self.history, self.trainer
+        model, epoch = trainer.epoch(self.model, self.data)
+        found = epoch.loss if self.watched is None else trainer.validate(model, self.watched)
+        if not math.isfinite(epoch.loss + found):
+            history.stopped = trainer.why_not_finite(epoch)
+            warnings.warn(history.stopped, RuntimeWarning, stacklevel=4)
+            return False
+        self.model = model
+        history.loss.append(epoch.loss)
+        history.learning_rate.append(epoch.rate)
+        history.norm.append(median(epoch.norms))
+        history.seconds.append(self.earlier + time.perf_counter() - start)
+        if self.watched is not None:
+            history.validation_loss.append(found)
+        trainer.schedule.observe(found)
+        if found < min(history.watched[:-1], default=math.inf):
+            self.best, history.best_epoch = model, len(history.loss) - 1
+        if self.checkpoint is not None and self.checkpoint.is_due(len(history.loss)):
+            standing = Standing(model, self.best, history, *trainer.state_dict())
+            self.checkpoint.write(standing, self.settings)
+        now = Progress(len(history.loss), model, trainer.optimizer, history)
+        answers = [callback(now) for callback in self.callbacks]  # every one is called
+        if any(answers):
+            history.stopped = "a callback asked for it"
+        elif self.patience and len(history.loss) - 1 - history.best_epoch >= self.patience:
+            history.stopped = f"no new least loss for {self.patience} epochs"
+        return True

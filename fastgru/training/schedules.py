@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from ..check import check_size
 from .check import check_number
@@ -42,6 +43,24 @@ class Schedule(ABC):
         Parameters
         ----------
         loss : float
+        """
+
+    def state_dict(self) -> dict[str, float]:
+        """What a later run needs to go on.
+
+        Returns
+        -------
+        dict of str to float
+            Empty for schedules that look at no loss.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:  # noqa: B027 - as above
+        """Take over what `state_dict` gave.
+
+        Parameters
+        ----------
+        state : mapping of str to float
         """
 
     @abstractmethod
@@ -204,6 +223,14 @@ class ReduceOnPlateau(Schedule):
         self.gamma = check_number("gamma", gamma, least=0, below=1)
         self.patience = check_size("patience", patience)
         self._least, self._waited, self._reached = math.inf, 0, 1.0
+
+    def state_dict(self) -> dict[str, float]:
+        least = {"least": self._least} if self._least < math.inf else {}  # JSON has no infinity
+        return least | {"waited": self._waited, "reached": self._reached}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self._least = state.get("least", math.inf)
+        self._waited, self._reached = int(state["waited"]), state["reached"]
 
     def observe(self, loss: float) -> None:
         if loss < self._least:

@@ -1,13 +1,14 @@
 """Epochs: batches, their gradients, and the updates that these make."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .data import Data
+from .files import generator_state
 from .losses import Loss
 from .model import Model, forward_pass, gradients_of, with_statistics
 from .optimizers import Optimizer
@@ -42,6 +43,32 @@ class Trainer:
     truncate: int | None
     rng: np.random.Generator
     done: float = 0.0  # epochs, with their part that is done
+
+    @property
+    def settings(self) -> str:
+        """What decides the result, beside the data."""
+        kinds = self.loss, self.optimizer, self.schedule
+        sizes = ("epochs", "batch_size", "accumulate", "limit", "truncate")
+        numbers = ", ".join(f"{name}={getattr(self, name)}" for name in sizes)
+        return f"{', '.join(map(repr, kinds))}, {numbers}"
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a later run needs to go on: numbers and texts, and the optimiser's vectors."""
+        vectors = self.optimizer.state_dict()
+        state = {
+            "steps": vectors.pop("steps"),
+            "done": self.done,
+            "schedule": self.schedule.state_dict(),
+            "generator": generator_state(self.rng),
+        }
+        return state, vectors
+
+    def load_state_dict(self, state: Mapping[str, Any], vectors: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.optimizer.load_state_dict({"steps": state["steps"], **vectors})
+        self.done = state["done"]
+        self.schedule.load_state_dict(state["schedule"])
+        self.rng.bit_generator.state = state["generator"]
 
     def epoch(self, model: Model, data: Data) -> tuple[Model, Epoch]:
         """One pass over the data."""
