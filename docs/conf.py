@@ -53,7 +53,7 @@ numpydoc_validation_exclude = {
     # Of these a line says all, or their attributes are described, as nobody but fastgru makes them.
     r"fastgru\.cell\.(sigmoid|tanh|exp|log|relu|is_positive|one_like|zero_like|constant_like)$",
     r"fastgru\.(Gradients|Saved|demo\.Problem|demo\.Result|io\.Layer)$",
-    r"fastgru\.training\.(Fitted|History|Progress)$",
+    r"fastgru\.training\.(Ensemble|Fitted|History|Progress)$",
 }
 
 html_theme = "pydata_sphinx_theme"

@@ -19,7 +19,7 @@ from problems import SHIPPED_CELLS
 
 import fastgru
 from fastgru import __main__ as cli
-from fastgru.benchmarks import bench, cost, latency, peers, problems, startup, turns
+from fastgru.benchmarks import bench, cost, latency, peers, problems, startup, training, turns
 
 SHAPE = "3,2,4,5"
 SHORT = ("bench", "--rounds", "1", "--shape", SHAPE, "--threads", "1")
@@ -61,6 +61,8 @@ def test_benchmarks_can_be_imported_at_earlier_commits() -> None:
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastgru."):
                 assert node.module == "fastgru.kernels.cells", path.name
+            elif isinstance(node, ast.ImportFrom) and node.module == "fastgru":
+                assert {name.name for name in node.names} <= {"demo"}, path.name
 
 
 def test_what_a_problem_counts() -> None:
@@ -194,6 +196,15 @@ def test_latencies_are_quantiles_of_single_steps(monkeypatch: pytest.MonkeyPatch
         assert list(times) == ["p50", "p99", "p99.9", "maximum"]
         assert sorted(times.values()) == list(times.values())
     assert latency.report(found).count("\n") == len(found)
+
+
+def test_training_is_measured_beside_a_loop_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN", 1e-4)
+    (found,) = training.measure("lstm", [(2, 3, 2, 4)], rounds=1)
+    assert {"fit", "by hand"} <= found["seconds"].keys()
+    assert training.report([found]).count("\n") == 1
+    whole, loop = training.by_fit("lstm", (2, 3, 2, 4))(), training.by_hand("lstm", (2, 3, 2, 4))()
+    np.testing.assert_allclose(whole.model.weight, loop["W"], rtol=1e-5)
 
 
 def test_costs_are_measured_by_size(monkeypatch: pytest.MonkeyPatch) -> None:

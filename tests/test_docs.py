@@ -93,8 +93,8 @@ def public_functions(module: Any) -> list[Any]:
 def test_examples_of_docstrings_run() -> None:
     modules = ["fastgru", *(f"fastgru.{name}" for name in ("cell", "config", "ops", "packed"))]
     modules += sorted({f.__module__ for f in public_functions(io)})
-    modules += [f"fastgru.training.{name}" for name in ("losses", "model", "optimizers")]
-    modules += [f"fastgru.training.{name}" for name in ("fit", "schedules", "tree")]
+    modules += [f"fastgru.training.{name}" for name in ("ensemble", "losses", "model")]
+    modules += [f"fastgru.training.{name}" for name in ("fit", "optimizers", "schedules", "tree")]
     program = (
         "import doctest, importlib\n"
         f"for name in {[*modules, 'fastgru.params']}:\n"

@@ -317,6 +317,39 @@ def test_cupy_arrays_train_to_the_same_weights(simulated: Library) -> None:
         np.testing.assert_allclose(simulated.asnumpy(got), want, rtol=1e-9, atol=1e-12)
 
 
+# --- ensembles ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_models_of_an_ensemble_are_those_of_their_seeds(workers: int) -> None:
+    x, y = sums(96)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16}
+    ensemble = training.fit_ensemble(
+        lambda rng: init_model(1, 8, 1, rng=rng), x, y, seeds=range(4), workers=workers,
+        optimizer=Adam(1e-2), schedule=ReduceOnPlateau(0.5, 1), **options,
+    )  # fmt: skip
+    for seed, (model, history) in enumerate(zip(*ensemble, strict=True)):
+        rng = np.random.default_rng(seed)
+        expected, same = fit(
+            init_model(1, 8, 1, rng=rng), x, y, rng=rng, optimizer=Adam(1e-2),
+            schedule=ReduceOnPlateau(0.5, 1), **options,
+        )  # fmt: skip
+        assert_same_bits(arrays(model), arrays(expected))
+        assert history.loss == same.loss
+    mean, spread = ensemble.predict(x)
+    outputs = np.stack([model.predict(x) for model in ensemble.models])
+    np.testing.assert_allclose(mean, outputs.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(spread, outputs.std(axis=0), rtol=1e-5)
+
+
+def test_ensembles_refuse_what_is_of_one_model() -> None:
+    x, y = sums(8)
+    with pytest.raises(ValueError, match="rng: not for several models at once"):
+        training.fit_ensemble(lambda rng: init_model(1, 2, 1, rng=rng), x, y, seeds=[1], rng=0)
+    with pytest.raises(ValueError, match="seeds: expected at least one"):
+        training.fit_ensemble(lambda rng: init_model(1, 2, 1, rng=rng), x, y, seeds=[])
+
+
 # --- schedules ------------------------------------------------------------------------------------
 
 

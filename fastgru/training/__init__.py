@@ -1,5 +1,6 @@
 """Training without a framework: models, losses, optimisers, schedules and `fit`."""
 
+from .ensemble import Ensemble, fit_ensemble
 from .files import Checkpoint, load_model, save_model
 from .fit import Progress, fit
 from .history import Fitted, History
@@ -27,6 +28,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "CrossEntropyLoss",
+    "Ensemble",
     "Fitted",
     "GaussianNLLLoss",
     "History",
@@ -46,6 +48,7 @@ __all__ = [
     "Step",
     "clip_by_norm",
     "fit",
+    "fit_ensemble",
     "init_model",
     "load_model",
     "norm_of",
