@@ -1,6 +1,6 @@
 """Weights of a stack of recurrent layers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 from .backends import backend
@@ -315,6 +315,13 @@ class Params:
             else stacks[0][key]
             for key in stacks[0]
         }
+        if all(
+            type(array) is type(stacks[0][key])
+            and array.dtype == self.dtype
+            and array.shape == stacks[0][key].shape
+            for key, array in mapped.items()
+        ):
+            return params_like(self, _like(self.layers, iter(mapped.values())))
         for key, array in mapped.items():
             library_of(f"result of function for {key}", array)
             check_shape(f"result of function for {key}", array, stacks[0][key].shape, "as before")
@@ -323,6 +330,19 @@ class Params:
         made = object.__new__(Params)
         made._fill(cell_named(self.cell), _layers_of(mapped, [w.name for w in own]), own)
         return made
+
+
+def _like(
+    layers: tuple[tuple[Weights, ...], ...], arrays: Iterator[Any]
+) -> tuple[tuple[Weights, ...], ...]:
+    """Layers of these arrays, which are like theirs and come in their order."""
+    return tuple(
+        tuple(
+            weights_like(weights, {name: next(arrays) for name in arrays_of(weights)})
+            for weights in layer
+        )
+        for layer in layers
+    )
 
 
 def _layers_of(mapping: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[Weights, ...], ...]:
