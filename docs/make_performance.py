@@ -5,8 +5,8 @@
 writes performance.md, its pictures in _static/performance/, and _static/speed.png, the README's,
 which is kept in the repository. Building the site does the same, but for that last one. Results of
 a machine are files that the benchmarks wrote: ``NAME.txt`` by ``compare_peers``, ``NAME-cost.json``
-by ``cost``, ``NAME-latency.json`` by ``latency``, ``NAME-family.json`` by ``fastgru compare``. A
-file that is added appears on the page.
+by ``cost``, ``NAME-latency.json`` by ``latency``, ``NAME-training.json`` by ``training``,
+``NAME-family.json`` by ``fastgru compare``. A file that is added appears on the page.
 """
 
 import json
@@ -276,6 +276,14 @@ def page() -> str:
         ]
         words = LATENCY.format(steps=run["steps"], cell=run["cell"], H=run["shape"][3])
         parts += [words, table(["µs a step", *labels], rows), machine_line(machine, run)]
+    for machine, run in runs("training"):
+        rows = []
+        for one in run["results"]:
+            fit, others = one["seconds"]["fit"], ("by hand", "PyTorch")
+            ratios = [f"{one['seconds'][name] / fit:.2f}" for name in others]
+            rows.append([one["cell"], sizes(one["shape"]), f"{1e3 * fit:.1f}", *ratios])
+        head = ["", "N, T, I, H", "fit, ms an epoch", "by hand / fit", "PyTorch / fit"]
+        parts += [TRAINING, table(head, rows), machine_line(machine, run)]
     for machine, run in runs("family"):
         alt = "Times of all cells beside the LSTM's"
         parts += [FAMILY, picture(f"family-{machine}", draw_family(run["cells"]), alt)]
@@ -313,6 +321,11 @@ LATENCY = """## A stream, step by step
 How long a step of one sequence takes, {steps:,} of each, for a layer of {H} units (`{cell}`).
 `nothing` is what measuring takes, and is part of every other line. The largest times are the
 machine's: other programs that had the core."""
+
+TRAINING = """## Training
+
+An epoch of [`training.fit`](guide/training.md): eight batches of N rows, Adam, clipped gradients.
+Beside it the same loop written out, and PyTorch's; above 1, `fit` is faster."""
 
 FAMILY = """## All cells
 
