@@ -158,7 +158,7 @@ class Checkpoint:
     path: str | os.PathLike[str]
     epochs: int = 1
     seconds: float = 0.0
-    _written: float = field(default=0.0, repr=False)
+    _written: float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_path(self.path)
