@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backends import backend
 from ..check import check_callable, check_members, check_size
 from .fit import fit
 from .history import Fitted, History
@@ -131,6 +132,4 @@ def _rest(options: dict[str, Any]) -> dict[str, Any]:
 
 def _use_one_thread() -> None:
     """Kernels that this thread calls use one thread."""
-    import numba
-
-    numba.set_num_threads(1)
+    backend("numpy").kernels.use_one_thread()

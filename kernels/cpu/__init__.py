@@ -16,7 +16,7 @@ from .build import kernel_makers
 from .packed import Packing
 from .recurrence import Recurrence
 from .simd import has_fma, register_bits, register_count, target
-from .threads import describe_threads
+from .threads import describe_threads, use_one_thread
 
 __all__ = [
     "Packing",
@@ -27,6 +27,7 @@ __all__ = [
     "kernel_makers",
     "precisions",
     "ragged_rows",
+    "use_one_thread",
 ]
 
 if sys.maxsize < 2**32:

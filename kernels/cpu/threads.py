@@ -141,6 +141,11 @@ def _rows_a_block(rows: int, most: int) -> int:
     return -(-rows // -(-rows // most))
 
 
+def use_one_thread() -> None:
+    """Let kernels that the calling thread of Python calls from now on use one thread of Numba's."""
+    numba.set_num_threads(1)
+
+
 def describe_threads() -> str:
     """Numba's threading layer and number of threads."""
     if not thread_pool.is_usable():
