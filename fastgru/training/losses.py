@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .check import check_number
 from .tree import library_of
 
@@ -25,7 +27,8 @@ class Loss(ABC):
         output : (N, K) or (N, T, K) array
             What the model puts out, for each sample or each of its time steps.
         target : array
-            Shaped like the output, but for losses that say otherwise. Of the library of `output`.
+            Shaped like the output, but for losses that say otherwise. Of the library of `output`,
+            and of its dtype or of one that it holds.
         weight : (N,) or (N, T) array, optional
             How much each sample, or each of its steps, counts; all the same by default.
         lengths : (N,) array of int, optional
@@ -40,6 +43,8 @@ class Loss(ABC):
 
         Raises
         ------
+        TypeError
+            If the target's dtype does not fit.
         ValueError
             If shapes do not fit, or nothing counts.
         """
@@ -65,7 +70,7 @@ class Loss(ABC):
 
     def _check(self, output: Any, target: Any) -> None:
         """Refuse targets that do not fit."""
-        _check_shape(target, output.shape)
+        _check_numbers(target, output, output.shape)
 
     @abstractmethod
     def _values(self, xp: Any, output: Any, target: Any) -> tuple[Any, Any]:
@@ -81,6 +86,22 @@ def _check_shape(target: Any, expected: tuple[int, ...]) -> None:
         raise ValueError(f"target: expected shape {tuple(expected)}, got {tuple(target.shape)}")
 
 
+def _check_numbers(target: Any, output: Any, expected: tuple[int, ...]) -> None:
+    """Refuse targets of another shape, or whose dtype would make another one of the output's."""
+    _check_shape(target, expected)
+    if np.result_type(target.dtype, output.dtype) != output.dtype:
+        raise TypeError(
+            f"target: expected dtype {output.dtype}, as the output, got {target.dtype}; convert it "
+            f'by .astype("{output.dtype}")'
+        )
+
+
+def _check_steps(shape: tuple[int, ...]) -> None:
+    """Refuse lengths where there are no time steps."""
+    if len(shape) != 2:
+        raise ValueError("lengths: expected outputs of time steps, (N, T, K)")
+
+
 def _counts(xp: Any, output: Any, weight: Any, lengths: Any) -> Any:
     """How much each sample or step counts, in the dtype of the output; None for all the same."""
     if weight is None and lengths is None:
@@ -92,8 +113,7 @@ def _counts(xp: Any, output: Any, weight: Any, lengths: Any) -> Any:
             raise ValueError(f"weight: expected shape {shape} or {shape[:1]}, got {weight.shape}")
         counts *= weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
     if lengths is not None:
-        if len(shape) != 2:
-            raise ValueError("lengths: expected outputs of time steps, (N, T, K)")
+        _check_steps(shape)
         counts *= xp.arange(shape[1]) < xp.asarray(lengths)[:, None]
     return counts
 
@@ -155,6 +175,8 @@ class HuberLoss(Loss):
 
     def __init__(self, delta: float = 1.0) -> None:
         self.delta = check_number("delta", delta, least=0)
+        if not self.delta:
+            raise ValueError("delta: expected a number above 0, got 0")
 
     def _values(self, xp: Any, output: Any, target: Any) -> tuple[Any, Any]:
         error = output - target
@@ -199,7 +221,7 @@ class QuantileLoss(Loss):
                 f"output: expected a multiple of {count} columns, one for each quantile, got "
                 f"{output.shape[-1]}"
             )
-        _check_shape(target, (*output.shape[:-1], output.shape[-1] // count))
+        _check_numbers(target, output, (*output.shape[:-1], output.shape[-1] // count))
 
     def _values(self, xp: Any, output: Any, target: Any) -> tuple[Any, Any]:
         shape = output.shape
@@ -251,18 +273,18 @@ class CrossEntropyLoss(Loss):
         of_class = xp.asarray(self.class_weight, output.dtype)
         if target.ndim == output.ndim:
             raise ValueError("class_weight: expected targets that are classes, got probabilities")
-        classes = target
-        if lengths is not None:  # padding may hold anything
-            valid = xp.arange(target.shape[1]) < xp.asarray(lengths)[:, None]
-            classes = xp.where(valid, target, 0)
-        own = of_class[classes]
-        if weight is not None:
-            own = own * weight.reshape(weight.shape + (1,) * (own.ndim - weight.ndim))
+        # What does not count may be any class.
+        counts = _counts(xp, output, weight, lengths)
+        is_used = True if counts is None else counts != 0
+        _check_classes(target, is_used, output.shape[-1])
+        own = of_class[xp.where(is_used, target, 0)]
+        if counts is not None:
+            own = own * counts
         return super().__call__(output, target, weight=own, lengths=lengths)
 
     def _check(self, output: Any, target: Any) -> None:
         if target.ndim == output.ndim:
-            _check_shape(target, output.shape)
+            _check_numbers(target, output, output.shape)
             return
         _check_shape(target, output.shape[:-1])
         if target.dtype.kind not in "iu":
@@ -281,14 +303,18 @@ class CrossEntropyLoss(Loss):
         logs = shifted - xp.log(sums)
         if target.ndim < output.ndim:
             classes = xp.arange(output.shape[-1])
-            wrong = (target < 0) | (target >= len(classes))
-            if bool(wrong.any()):
-                raise ValueError(
-                    f"target: expected classes from 0 to {len(classes) - 1}, got "
-                    f"{int(target[wrong][0])}"
-                )
+            _check_classes(target, True, len(classes))
             target = (target[..., None] == classes).astype(output.dtype)
         return -(target * logs).sum(axis=-1), share * target.sum(axis=-1, keepdims=True) - target
+
+
+def _check_classes(target: Any, is_used: Any, count: int) -> None:
+    """Refuse what is none of the classes, where it counts."""
+    wrong = ((target < 0) | (target >= count)) & is_used
+    if bool(wrong.any()):
+        raise ValueError(
+            f"target: expected classes from 0 to {count - 1}, got {int(target[wrong][0])}"
+        )
 
 
 class BCEWithLogitsLoss(Loss):
@@ -337,7 +363,7 @@ class GaussianNLLLoss(Loss):
             raise ValueError(
                 f"output: expected means and as many log variances, got {output.shape[-1]} columns"
             )
-        _check_shape(target, (*output.shape[:-1], output.shape[-1] // 2))
+        _check_numbers(target, output, (*output.shape[:-1], output.shape[-1] // 2))
 
     def _values(self, xp: Any, output: Any, target: Any) -> tuple[Any, Any]:
         count = target.shape[-1]
