@@ -61,21 +61,25 @@ class Optimizer(ABC):
         TypeError
             If the arrays are not of one dtype and library.
         ValueError
-            If the structure differs, also from that of earlier steps.
+            If structure or shapes differ, or the size from that of earlier steps.
         """
         rate = self.learning_rate if learning_rate is None else float(learning_rate)
         pairs = pairs_of(tree, gradients)
         if not pairs:
             return tree
         xp = library_of(pairs[0][0])
-        kinds = {(type(array), array.dtype) for pair in pairs for array in pair}
+        kinds = {(library_of(array).__name__, array.dtype) for pair in pairs for array in pair}
         if len(kinds) > 1:
-            names = sorted(f"{kind.__module__} {dtype}" for kind, dtype in kinds)
+            names = sorted(f"{library} {dtype}" for library, dtype in kinds)
             raise TypeError(f"expected arrays of one library and dtype, got {', '.join(names)}")
+        for array, gradient in pairs:
+            if array.shape != gradient.shape:
+                raise ValueError(
+                    f"expected gradients shaped like the weights, {array.shape}, got "
+                    f"{gradient.shape}"
+                )
         weights = xp.concatenate([array.reshape(-1) for array, _ in pairs])
         slopes = xp.concatenate([gradient.reshape(-1) for _, gradient in pairs])
-        if weights.size != slopes.size:
-            raise ValueError(f"expected gradients of {weights.size} numbers, got {slopes.size}")
         self._prepare(xp, weights)
         self.steps += 1
         self._update(xp, weights, slopes, rate)
@@ -90,7 +94,8 @@ class Optimizer(ABC):
 
     def _prepare(self, xp: Any, weights: Any) -> None:
         """The vectors for weights of this size, zeros at first."""
-        if not self._work or self._work[0].shape != weights.shape:
+        like = weights.shape, weights.dtype
+        if not self._work or (self._work[0].shape, self._work[0].dtype) != like:
             self._work = [xp.empty_like(weights), xp.empty_like(weights)]
         for name in self._slots:
             kept = self._kept.setdefault(name, None)

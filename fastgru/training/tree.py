@@ -131,6 +131,11 @@ def clip_by_norm(tree: Tree, limit: float) -> tuple[Tree, float]:
     norm : float
         What it was before.
 
+    Raises
+    ------
+    ValueError
+        If the limit is below 0.
+
     Examples
     --------
     >>> import numpy as np
@@ -138,6 +143,8 @@ def clip_by_norm(tree: Tree, limit: float) -> tuple[Tree, float]:
     >>> training.clip_by_norm({"w": np.array([3.0, 4.0])}, 1.0)
     ({'w': array([0.6, 0.8])}, 5.0)
     """
+    if not limit >= 0:
+        raise ValueError(f"limit: expected a number of at least 0, got {limit!r}")
     norm = norm_of(tree)
     if not limit < norm < float("inf"):
         return tree, norm
