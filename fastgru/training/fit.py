@@ -260,6 +260,8 @@ class _Run:
         trainer.schedule.observe(found)
         if found < min(history.watched[:-1], default=math.inf):
             self.best, history.best_epoch = model, len(history.loss) - 1
+        if self.patience and len(history.loss) - 1 - history.best_epoch >= self.patience:
+            history.stopped = f"no new least loss for {self.patience} epochs"
         if self.checkpoint is not None and self.checkpoint.is_due(len(history.loss)):
             standing = Standing(model, self.best, history, *trainer.state_dict())
             self.checkpoint.write(standing, self.settings)
@@ -267,6 +269,4 @@ class _Run:
         answers = [callback(now) for callback in self.callbacks]  # every one is called
         if any(answers):
             history.stopped = "a callback asked for it"
-        elif self.patience and len(history.loss) - 1 - history.best_epoch >= self.patience:
-            history.stopped = f"no new least loss for {self.patience} epochs"
         return True
