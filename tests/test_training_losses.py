@@ -198,6 +198,26 @@ def test_a_spread_has_a_least() -> None:
             lambda: MSELoss()(np.ones((2, 3, 1)), np.ones((2, 3, 1)), lengths=np.zeros(2, int)),
             ValueError, "expected a sum above 0, got 0",
         ),
+        (
+            lambda: MSELoss()(
+                np.ones((2, 3, 1)), np.ones((2, 3, 1)), lengths=np.array([1])
+            ),
+            ValueError, r"lengths: expected 2, one for each sample, got array\(\[1\]\)",
+        ),
+        (
+            lambda: MSELoss()(np.ones(3), np.ones(3)),
+            ValueError, r"output: expected shape \(N, K\) or \(N, T, K\), got \(3,\)",
+        ),
+        (
+            lambda: MSELoss()(np.ones((1, 1)), [[1.0]]),
+            TypeError, "target: expected a numpy or cupy ndarray",
+        ),
+        (
+            lambda: MSELoss()(np.ones((1, 1)), np.ones((1, 1)), weight=[1.0]),
+            TypeError, "weight: expected a numpy or cupy ndarray",
+        ),
+        (lambda: QuantileLoss(0.5), TypeError, "quantiles: expected a sequence of numbers"),
+        (lambda: CrossEntropyLoss(2), TypeError, "class_weight: expected a sequence of numbers"),
         (lambda: QuantileLoss([]), ValueError, "quantiles: expected numbers between 0 and 1"),
         (lambda: QuantileLoss([1.5]), ValueError, r"quantiles\[0\]: expected"),
         (

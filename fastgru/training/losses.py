@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..check import check_members
+from ..check import library_of as check_library
 from .check import check_number
 from .tree import library_of
 
@@ -48,7 +50,7 @@ class Loss(ABC):
         ValueError
             If shapes do not fit, or nothing counts.
         """
-        xp = library_of(output)
+        xp = _checked_library(output, target, weight)
         self._check(output, target)
         counts = _counts(xp, output, weight, lengths)
         if counts is not None:
@@ -81,6 +83,16 @@ class Loss(ABC):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
+def _checked_library(output: Any, target: Any, weight: Any) -> Any:
+    """The module of the library of what a loss is given, if it is arrays."""
+    for name, array in (("output", output), ("target", target), ("weight", weight)):
+        if not (array is None and name == "weight"):
+            check_library(name, array)
+    if output.ndim not in (2, 3):
+        raise ValueError(f"output: expected shape (N, K) or (N, T, K), got {output.shape}")
+    return library_of(output)
+
+
 def _check_shape(target: Any, expected: tuple[int, ...]) -> None:
     if tuple(target.shape) != tuple(expected):
         raise ValueError(f"target: expected shape {tuple(expected)}, got {tuple(target.shape)}")
@@ -96,12 +108,6 @@ def _check_numbers(target: Any, output: Any, expected: tuple[int, ...]) -> None:
         )
 
 
-def _check_steps(shape: tuple[int, ...]) -> None:
-    """Refuse lengths where there are no time steps."""
-    if len(shape) != 2:
-        raise ValueError("lengths: expected outputs of time steps, (N, T, K)")
-
-
 def _counts(xp: Any, output: Any, weight: Any, lengths: Any) -> Any:
     """How much each sample or step counts, in the dtype of the output; None for all the same."""
     if weight is None and lengths is None:
@@ -113,7 +119,10 @@ def _counts(xp: Any, output: Any, weight: Any, lengths: Any) -> Any:
             raise ValueError(f"weight: expected shape {shape} or {shape[:1]}, got {weight.shape}")
         counts *= weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
     if lengths is not None:
-        _check_steps(shape)
+        if len(shape) != 2:
+            raise ValueError("lengths: expected outputs of time steps, (N, T, K)")
+        if len(lengths) != shape[0]:
+            raise ValueError(f"lengths: expected {shape[0]}, one for each sample, got {lengths!r}")
         counts *= xp.arange(shape[1]) < xp.asarray(lengths)[:, None]
     return counts
 
@@ -209,7 +218,8 @@ class QuantileLoss(Loss):
 
     def __init__(self, quantiles: Sequence[float]) -> None:
         self.quantiles = tuple(
-            check_number(f"quantiles[{n}]", q, least=0, below=1) for n, q in enumerate(quantiles)
+            check_number(f"quantiles[{n}]", q, least=0, below=1)
+            for n, q in enumerate(check_members("quantiles", quantiles, "numbers"))
         )
         if not self.quantiles or 0.0 in self.quantiles:
             raise ValueError(f"quantiles: expected numbers between 0 and 1, got {quantiles!r}")
@@ -260,13 +270,14 @@ class CrossEntropyLoss(Loss):
         self.class_weight = None
         if class_weight is not None:
             self.class_weight = tuple(
-                check_number(f"class_weight[{n}]", w, least=0) for n, w in enumerate(class_weight)
+                check_number(f"class_weight[{n}]", w, least=0)
+                for n, w in enumerate(check_members("class_weight", class_weight, "numbers"))
             )
 
     def __call__(
         self, output: Any, target: Any, *, weight: Any = None, lengths: Any = None
     ) -> tuple[float, Any]:
-        xp = library_of(output)
+        xp = _checked_library(output, target, weight)
         self._check(output, target)
         if self.class_weight is None:
             return super().__call__(output, target, weight=weight, lengths=lengths)
