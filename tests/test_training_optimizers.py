@@ -169,6 +169,24 @@ def test_a_rate_of_one_step() -> None:
         (lambda: SGD(1, nesterov=True), ValueError, "nesterov: expected a momentum above 0"),
         (lambda: SGD(1, nesterov=1), ValueError, "nesterov: expected one of False, True, got 1"),
         (lambda: Adam(betas=(0.9, 1.0)), ValueError, r"betas\[1\]: expected"),
+        (lambda: Adam(betas=0.9), TypeError, "betas: expected a sequence of two numbers"),  # type: ignore[arg-type]
+        (lambda: Adam(betas=(0.9,)), ValueError, "betas: expected two numbers"),  # type: ignore[arg-type]
+        (
+            lambda: SGD().step(np.ones(2), np.ones(2), learning_rate=float("nan")), ValueError,
+            "learning_rate: expected a number of at least 0, got nan",
+        ),
+        (
+            lambda: Adam().load_state_dict({"steps": 5}), ValueError,
+            "expected the state of Adam: steps and mean, square; got steps",
+        ),
+        (lambda: SGD().step({"a": np.ones(2)}, {"a": [np.ones(2)]}), ValueError, "same structure"),
+        (lambda: SGD().step({"a": np.ones(2)}, {"a": None}), ValueError, "same structure"),
+        (lambda: SGD().step({"a": np.ones(2)}, [np.ones(2)]), ValueError, "same structure"),
+        (lambda: SGD().step([np.ones(2)], np.ones((1, 2))), ValueError, "same structure"),
+        (
+            lambda: SGD().step(training.init_model(1, 2, 1), fastgru.init_params(1, 2)), TypeError,
+            "others: expected Model, got Params",
+        ),
         (lambda: Adam(float("nan")), ValueError, "learning_rate: expected"),
         (lambda: RMSprop(alpha=-0.1), ValueError, "alpha: expected"),
         (lambda: SGD().step("w", "g"), TypeError, "expected a tree of arrays .* got str"),

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from ..check import check_members
 from .check import check_choice, check_number
 from .tree import Tree, library_of, pairs_of, tree_map
 
@@ -63,7 +64,9 @@ class Optimizer(ABC):
         ValueError
             If structure or shapes differ, or the size from that of earlier steps.
         """
-        rate = self.learning_rate if learning_rate is None else float(learning_rate)
+        rate = self.learning_rate
+        if learning_rate is not None:
+            rate = check_number("learning_rate", learning_rate, least=0)
         pairs = pairs_of(tree, gradients)
         if not pairs:
             return tree
@@ -134,7 +137,8 @@ class Optimizer(ABC):
             If it is of another kind of optimiser.
         """
         vectors = {name: array for name, array in state.items() if name != "steps"}
-        if "steps" not in state or not vectors.keys() <= set(self._slots):
+        needed = set(self._slots) if state.get("steps") else set()
+        if "steps" not in state or not needed <= vectors.keys() <= set(self._slots):
             raise ValueError(
                 f"expected the state of {type(self).__name__}: steps and {', '.join(self._slots)}; "
                 f"got {', '.join(state)}"
@@ -232,7 +236,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        first, second = betas
+        pair = check_members("betas", betas, "two numbers")
+        if len(pair) != 2:
+            raise ValueError(f"betas: expected two numbers, got {betas!r}")
+        first, second = pair
         self.betas = (
             check_number("betas[0]", first, least=0, below=1),
             check_number("betas[1]", second, least=0, below=1),
