@@ -102,6 +102,15 @@ def test_predictions_are_of_samples(
             init_model(I, H, K, rng=0).predict(x, lengths=lengths, batch_size=size)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_without_steps_the_readout_reads_zeros(pooling: str) -> None:
+    model = init_model(I, H, K, pooling=pooling, rng=0)
+    x = np.ones((2, 0, I), "float32")
+    assert_same_bits(model.predict(x), np.zeros((2, K), "float32"))
+    _, history = fit(model, x, np.ones((2, K), "float32"), epochs=1)
+    assert history.loss == [1.0]
+
+
 def test_a_model_is_immutable_and_says_what_it_is() -> None:
     model = init_model(I, H, K, cell="lstm", bidirectional=True, rng=0)
     with pytest.raises(AttributeError, match="immutable"):
@@ -335,6 +344,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
         made, history = fit(model, *sums(16), loss=Steep(), batch_size=16, epochs=2, rng=0)
     assert history.loss == []
     assert_same_bits(arrays(made), arrays(model))
+
+
+def test_losses_below_zero_are_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    assert training.History(loss=[2.0, 1.0]).plot().get_yscale() == "log"
+    assert training.History(loss=[2.0, -1.0]).plot().get_yscale() == "linear"
 
 
 def test_an_interrupt_returns_the_best_so_far() -> None:

@@ -124,7 +124,14 @@ class Model:
         Returns
         -------
         Model
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `others` differ in structure, or as for `Model`.
         """
+        for other in others:
+            check_type("others", other, Model)
         return Model(
             self.params.map(function, *(other.params for other in others)),
             function(self.weight, *(other.weight for other in others)),
@@ -213,6 +220,8 @@ def _mean(params: Params, y: Any, h_n: Any, lengths: Any) -> Pooled:
 
 def _max(params: Params, y: Any, h_n: Any, lengths: Any) -> Pooled:
     xp = library_of(y)
+    if not y.shape[1]:  # no step has a maximum
+        return Pooled(y.sum(axis=1), lambda d: (xp.zeros_like(y), None))
     seen = y
     if lengths is not None:
         valid = (xp.arange(y.shape[1]) < xp.asarray(lengths)[:, None])[..., None]
