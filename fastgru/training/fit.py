@@ -81,7 +81,8 @@ def fit(
     loss : Loss, optional
         `MSELoss` by default.
     optimizer : Optimizer, optional
-        `Adam` by default, with a learning rate of 1e-3.
+        `Adam` by default, with a learning rate of 1e-3. It remembers what it saw, as schedules
+        do: take new ones for another training.
     schedule : Schedule, optional
         Of the learning rate; constant by default.
     epochs : int
