@@ -430,14 +430,20 @@ def test_refusals(options: dict[str, Any], error: type[Exception], message: str)
         fit(init_model(1, 8, 1, rng=0), **({"x": x, "y": y} | options))
 
 
-def test_cupy_arrays_train_to_the_same_weights(simulated: Library) -> None:
+@pytest.mark.parametrize("lengths", [None, [12, 0, 3, 5, 1, 12, 7, 2]])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_cupy_arrays_train_to_the_same_weights(
+    simulated: Library, pooling: str, lengths: Any
+) -> None:
     x, y = sums(8)
-    model = init_model(1, 4, 1, dtype="float64", rng=0)
-    x, y = x.astype("float64"), y.astype("float64")
+    model = init_model(1, 4, 1, pooling=pooling, dtype="float64", rng=0)
+    x, y = x.astype("float64"), (x if pooling == "steps" else y).astype("float64")
+    weight = np.arange(8.0)
     on_gpu = model.map(simulated.asarray)
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "rng": 0}
-    made, history = fit(on_gpu, simulated.asarray(x), simulated.asarray(y), **options)
-    expected, same = fit(model, x, y, **options)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "rng": 0, "lengths": lengths}
+    there = [simulated.asarray(array) for array in (x, y, weight)]
+    made, history = fit(on_gpu, *there[:2], weight=there[2], **options)
+    expected, same = fit(model, x, y, weight=weight, **options)
     assert history.loss == pytest.approx(same.loss, rel=1e-10)
     for got, want in zip(arrays(made), arrays(expected), strict=True):
         assert type(got) is type(on_gpu.weight)
