@@ -130,6 +130,21 @@ def test_a_training_that_stopped_early_is_not_taken_up(tmp_path: Path) -> None:
     assert again.history == first.history
 
 
+def test_losses_and_schedules_of_ones_own_may_give_numbers_of_numpy(tmp_path: Path) -> None:
+    class Own(training.Constant):
+        def factor(self, done: float) -> Any:
+            return np.float32(1)
+
+    class OwnLoss(training.MSELoss):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            value, slope = super().__call__(*args, **options)
+            return np.float32(value), slope
+
+    options: dict[str, Any] = {"schedule": Own(), "loss": OwnLoss(), "epochs": 2}
+    first = trained(checkpoint=Checkpoint(tmp_path / "run"), **options)
+    assert trained(checkpoint=Checkpoint(tmp_path / "run"), **options).history == first.history
+
+
 def test_samples_set_aside_stay_so(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "run")
     with pytest.raises(ValueError, match="rng: expected a seed, as there are a checkpoint and"):

@@ -109,7 +109,8 @@ class Trainer:
         self, model: Model, gradients: Model, count: int, norms: list[float]
     ) -> tuple[Model, float]:
         """A step by the mean of so many gradients, whose norm is noted, and its rate."""
-        rate = self.optimizer.learning_rate * self.schedule.factor(self.done / self.epochs)
+        factor = float(self.schedule.factor(self.done / self.epochs))  # NumPy's, of a user's own
+        rate = self.optimizer.learning_rate * factor
         if count > 1:
             gradients = tree_map(lambda g: g / count, gradients)
         limit = math.inf if self.limit is None else self.limit
@@ -139,7 +140,12 @@ class Trainer:
         made = forward_pass(model, piece.x, state, lengths=piece.lengths)
         counted = piece.lengths if model.pooling == "steps" else None
         value, slope = self.loss(made.output, piece.y, weight=piece.weight, lengths=counted)
-        return value, gradients_of(model, made, slope), with_statistics(model, made), made.h_n
+        return (
+            float(value),
+            gradients_of(model, made, slope),
+            with_statistics(model, made),
+            made.h_n,
+        )
 
     def _batches(self, data: Data) -> Iterator[Any]:
         """Rows of each batch, in an order that the generator decides."""
@@ -160,7 +166,7 @@ class Trainer:
         """The loss of data that is not trained on."""
         output = model.predict(data.x, lengths=data.lengths, batch_size=max(256, self.batch_size))
         counted = data.lengths if model.pooling == "steps" else None
-        return self.loss(output, data.y, weight=data.weight, lengths=counted)[0]
+        return float(self.loss(output, data.y, weight=data.weight, lengths=counted)[0])
 
     def why_not_finite(self, epoch: Epoch) -> str:
         """What to tell the user."""
