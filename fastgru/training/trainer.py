@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..ops import forward
 from .data import Data
 from .files import generator_state
 from .losses import Loss
@@ -82,7 +81,8 @@ class Trainer:
             for piece in self._pieces(data.rows(rows)):
                 if not piece.counts:
                     if self.truncate is not None:  # later pieces may count
-                        state = forward(piece.x, model.params, state, lengths=piece.lengths)[1]
+                        made = forward_pass(model, piece.x, state, lengths=piece.lengths)
+                        model, state = with_statistics(model, made), made.h_n
                     continue
                 value, gradients, model, state = self._gradients(model, piece, state)
                 if not math.isfinite(value):
