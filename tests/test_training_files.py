@@ -14,7 +14,7 @@ from problems import assert_same_bits
 
 import fastgru
 from fastgru import training
-from fastgru.training import Adam, Checkpoint, Cosine, ReduceOnPlateau, fit, init_model
+from fastgru.training import SGD, Adam, Checkpoint, Cosine, ReduceOnPlateau, fit, init_model
 
 
 def arrays(model: training.Model) -> tuple[Any, ...]:
@@ -120,6 +120,38 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     first, again = trained(checkpoint=checkpoint), trained(checkpoint=checkpoint)
     assert_same_bits(arrays(first.model), arrays(again.model))
     assert len(again.history.loss) == 6
+
+
+def test_a_training_that_stopped_early_is_not_taken_up(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"optimizer": SGD(0.0), "patience": 2}
+    first = trained(checkpoint=Checkpoint(tmp_path / "run"), **options)
+    again = trained(checkpoint=Checkpoint(tmp_path / "run"), **options)
+    assert len(first.history.loss) == 3
+    assert again.history == first.history
+
+
+def test_losses_and_schedules_of_ones_own_may_give_numbers_of_numpy(tmp_path: Path) -> None:
+    class Own(training.Constant):
+        def factor(self, done: float) -> Any:
+            return np.float32(1)
+
+    class OwnLoss(training.MSELoss):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            value, slope = super().__call__(*args, **options)
+            return np.float32(value), slope
+
+    options: dict[str, Any] = {"schedule": Own(), "loss": OwnLoss(), "epochs": 2}
+    first = trained(checkpoint=Checkpoint(tmp_path / "run"), **options)
+    assert trained(checkpoint=Checkpoint(tmp_path / "run"), **options).history == first.history
+
+
+def test_samples_set_aside_stay_so(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run")
+    with pytest.raises(ValueError, match="rng: expected a seed, as there are a checkpoint and"):
+        trained(checkpoint=checkpoint, rng=None)
+    trained(checkpoint=checkpoint, epochs=1)
+    with pytest.raises(ValueError, match="run: it is of another training"):
+        trained(checkpoint=checkpoint, epochs=1, rng=4)
 
 
 def test_checkpoints_are_written_when_they_are_due(tmp_path: Path) -> None:

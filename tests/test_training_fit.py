@@ -85,6 +85,32 @@ def test_predictions_do_not_depend_on_batches(pooling: str) -> None:
                                alone.reshape(-1), rtol=1e-5, atol=1e-7)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("x", "lengths", "error", "message"),
+    [
+        (np.ones((4, 5, I), "f4"), [3] * 5, ValueError, "lengths: expected a sequence of 4 whole"),
+        (np.ones((4, 5, I), "f4"), 3, TypeError, "lengths: expected a sequence of 4 whole"),
+        (np.ones((5, I), "f4"), None, ValueError, r"x: expected shape \(samples, steps, features"),
+        ([1], None, TypeError, "x: expected a numpy or cupy ndarray"),
+    ],
+)
+def test_predictions_are_of_samples(
+    x: Any, lengths: Any, error: type[Exception], message: str
+) -> None:
+    for size in None, 2:
+        with pytest.raises(error, match=message):
+            init_model(I, H, K, rng=0).predict(x, lengths=lengths, batch_size=size)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_without_steps_the_readout_reads_zeros(pooling: str) -> None:
+    model = init_model(I, H, K, pooling=pooling, rng=0)
+    x = np.ones((2, 0, I), "float32")
+    assert_same_bits(model.predict(x), np.zeros((2, K), "float32"))
+    _, history = fit(model, x, np.ones((2, K), "float32"), epochs=1)
+    assert history.loss == [1.0]
+
+
 def test_a_model_is_immutable_and_says_what_it_is() -> None:
     model = init_model(I, H, K, cell="lstm", bidirectional=True, rng=0)
     with pytest.raises(AttributeError, match="immutable"):
@@ -189,6 +215,63 @@ def test_padding_and_weights_of_samples_without_weight_do_not_matter() -> None:
     assert_same_bits(arrays(first.model), arrays(again.model))
 
 
+def test_batches_without_weight_are_left_out() -> None:
+    """Also where each is a sample; what follows in a sequence still has its state."""
+    x, y = sums(16)
+    weight = (np.arange(16) % 2).astype("float32")
+    optimizer = SGD(0.0)
+    fit(
+        init_model(1, 4, 1, rng=0), x, y, weight=weight, batch_size=1, epochs=1, rng=0,
+        optimizer=optimizer,
+    )  # fmt: skip
+    assert optimizer.steps == 8
+    tagger = init_model(1, 4, 1, pooling="steps", rng=0)
+    late = np.ones((16, 12), "float32")
+    late[:, :4] = 0
+    found = fit(
+        tagger, x, x, weight=late, truncate=4, batch_size=16, epochs=1, rng=0, optimizer=SGD(0.0)
+    ).history.loss
+    assert found == [pytest.approx(MSELoss()(tagger.predict(x), x, weight=late)[0], rel=1e-5)]
+
+
+@pytest.mark.parametrize("truncate", [None, 5])
+def test_weights_of_steps_are_cut_as_the_steps_are(truncate: int | None) -> None:
+    """A step without weight is as good as one behind the end."""
+    x, _ = sums(32)
+    lengths = np.random.default_rng(1).integers(1, 9, 32)
+    weight = (np.arange(12) < lengths[:, None]).astype("float32")
+    model = init_model(1, 4, 1, pooling="steps", rng=0)
+    options: dict[str, Any] = {"truncate": truncate, "epochs": 1, "batch_size": 32, "rng": 0}
+    of_lengths = fit(model, x, x, lengths=lengths, **options)
+    of_both = fit(model, x, x, lengths=lengths, weight=weight, **options)
+    assert_same_bits(arrays(of_lengths.model), arrays(of_both.model))
+    of_weights = fit(model, x, x, weight=weight, **options)
+    for a, b in zip(arrays(of_lengths.model), arrays(of_weights.model), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_as_many_outputs_as_steps_are_not_cut() -> None:
+    """Targets of samples, in batches that are cut to their longest sequence."""
+    x, _ = sums(8)
+    y = np.ones((8, 12), "float32")
+    model = init_model(1, 4, 12, rng=0)
+    _, history = fit(model, x, y, lengths=[3] * 8, optimizer=SGD(0.0), epochs=1, rng=0)
+    assert history.loss == [pytest.approx(MSELoss()(model.predict(x, lengths=[3] * 8), y)[0])]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gradients_before_an_empty_batch_are_not_lost(seed: int) -> None:
+    """Whether the batch without a valid step is the last or not."""
+    x, y = sums(16)
+    optimizer = SGD(0.1)
+    _, history = fit(
+        init_model(1, 4, 1, rng=0), x, y, lengths=[0] * 8 + [12] * 8, batch_size=8, accumulate=4,
+        optimizer=optimizer, epochs=1, rng=seed,
+    )  # fmt: skip
+    assert optimizer.steps == 1
+    assert len(history.norm) == 1
+
+
 def test_batches_are_of_similar_lengths() -> None:
     lengths = np.random.default_rng(1).integers(1, 101, 640)
     seen: list[Any] = []
@@ -250,6 +333,25 @@ def test_a_loss_that_is_not_finite_stops_with_the_remedies() -> None:
     assert re.search("max_grad_norm", history.stopped)
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
+    class Steep(MSELoss):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            value, slope = super().__call__(*args, **options)
+            return value, np.full_like(slope, np.nan)
+
+    model = init_model(1, 8, 1, rng=0)
+    with pytest.warns(RuntimeWarning, match="the loss or its gradient is not finite after 0 updat"):
+        made, history = fit(model, *sums(16), loss=Steep(), batch_size=16, epochs=2, rng=0)
+    assert history.loss == []
+    assert_same_bits(arrays(made), arrays(model))
+
+
+def test_losses_below_zero_are_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    assert training.History(loss=[2.0, 1.0]).plot().get_yscale() == "log"
+    assert training.History(loss=[2.0, -1.0]).plot().get_yscale() == "linear"
+
+
 def test_an_interrupt_returns_the_best_so_far() -> None:
     def interrupt(progress: training.Progress) -> None:
         if progress.epoch == 2:
@@ -285,8 +387,33 @@ def test_the_bar_shows_and_can_be_silent(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"y": np.ones((5, 1), "f4")}, ValueError, "y: expected 96 samples, as x has, got 5"),
-        ({"lengths": [3]}, ValueError, "lengths: expected 96 samples"),
+        (
+            {"y": np.ones((5, 1), "f4")},
+            ValueError,
+            r"y: expected 96 samples, .* got shape \(5, 1\)",
+        ),
+        ({"x": [[[1.0]]]}, TypeError, "x: expected a numpy or cupy ndarray"),
+        ({"x": np.ones((96, 2), "f4")}, ValueError, r"x: expected shape \(samples, steps, feat"),
+        ({"x": np.ones((0, 2, 1), "f4")}, ValueError, "x: expected at least one sample, got none"),
+        ({"y": [1.0] * 96}, TypeError, "y: expected a numpy or cupy ndarray"),
+        ({"y": np.ones((96, 1))}, TypeError, "target: expected dtype float32, as the output"),
+        ({"weight": [1.0] * 96}, TypeError, "weight: expected a numpy or cupy ndarray"),
+        (
+            {"weight": np.ones((96, 12))},
+            ValueError,
+            r"weight: expected shape \(96,\), got \(96, 12\)",
+        ),
+        ({"weight": np.zeros(96)}, ValueError, "expected at least one step that counts, got none"),
+        ({"lengths": [3]}, ValueError, "lengths: expected a sequence of 96 whole numbers"),
+        ({"lengths": [13] * 96}, ValueError, "lengths: expected values from 0 to 12"),
+        ({"lengths": [-1] * 96}, ValueError, "lengths: expected values from 0 to 12"),
+        ({"validation": sums(4)[0]}, TypeError, r"validation: expected \(x, y\), .* got ndarray"),
+        ({"validation": sums(4)[:1]}, TypeError, "validation: expected .* got tuple of length 1"),
+        ({"validation": (sums(4)[0], 1)}, TypeError, "validation y: expected a numpy or cupy"),
+        ({"validation_fraction": 0.999}, ValueError, "of 96 samples leaves none to train on"),
+        ({"callbacks": print}, TypeError, "callbacks: expected a sequence of callables"),
+        ({"callbacks": [1]}, TypeError, r"callbacks\[0\]: expected a callable, got 1"),
+        ({"max_grad_norm": -1}, ValueError, "max_grad_norm: expected a number of at least 0"),
         ({"epochs": 0}, ValueError, "epochs"),
         ({"batch_size": 1.5}, TypeError, "batch_size"),
         ({"loss": "mse"}, TypeError, "loss: expected Loss"),
@@ -303,14 +430,20 @@ def test_refusals(options: dict[str, Any], error: type[Exception], message: str)
         fit(init_model(1, 8, 1, rng=0), **({"x": x, "y": y} | options))
 
 
-def test_cupy_arrays_train_to_the_same_weights(simulated: Library) -> None:
+@pytest.mark.parametrize("lengths", [None, [12, 0, 3, 5, 1, 12, 7, 2]])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_cupy_arrays_train_to_the_same_weights(
+    simulated: Library, pooling: str, lengths: Any
+) -> None:
     x, y = sums(8)
-    model = init_model(1, 4, 1, dtype="float64", rng=0)
-    x, y = x.astype("float64"), y.astype("float64")
+    model = init_model(1, 4, 1, pooling=pooling, dtype="float64", rng=0)
+    x, y = x.astype("float64"), (x if pooling == "steps" else y).astype("float64")
+    weight = np.arange(8.0)
     on_gpu = model.map(simulated.asarray)
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "rng": 0}
-    made, history = fit(on_gpu, simulated.asarray(x), simulated.asarray(y), **options)
-    expected, same = fit(model, x, y, **options)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "rng": 0, "lengths": lengths}
+    there = [simulated.asarray(array) for array in (x, y, weight)]
+    made, history = fit(on_gpu, *there[:2], weight=there[2], **options)
+    expected, same = fit(model, x, y, weight=weight, **options)
     assert history.loss == pytest.approx(same.loss, rel=1e-10)
     for got, want in zip(arrays(made), arrays(expected), strict=True):
         assert type(got) is type(on_gpu.weight)

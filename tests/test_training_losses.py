@@ -148,10 +148,25 @@ def test_weights_of_classes_are_pytorchs() -> None:
     np.testing.assert_allclose(gradient, same)
 
 
+def test_weights_of_classes_do_not_look_at_what_does_not_count() -> None:
+    loss, rng = CrossEntropyLoss([1.0, 2.0, 3.0]), np.random.default_rng(0)
+    output, target = rng.normal(size=(2, 3, 3)), np.array([[0, 9, -7], [1, 2, 9]])
+    value, gradient = loss(output, target, lengths=np.array([1, 2]))
+    kept = np.array([[1.0, 0, 0], [1, 1, 0]])
+    again, same = loss(output, target, weight=kept)
+    rows, classes = output[kept > 0], np.array([0, 1, 2])
+    expected, _ = loss(rows, classes)
+    assert value == pytest.approx(expected)
+    assert again == pytest.approx(expected)
+    np.testing.assert_allclose(gradient, same)
+
+
 @pytest.mark.parametrize("name", ["cross-entropy", "binary"])
 def test_large_logits_do_not_overflow(name: str) -> None:
     loss, _, kind = LOSSES[name]
     output, target = draw(kind, (N,))
+    if target.dtype.kind == "f":
+        target = target.astype("float32")
     value, gradient = loss(1e4 * output.astype("float32"), target)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
@@ -183,6 +198,26 @@ def test_a_spread_has_a_least() -> None:
             lambda: MSELoss()(np.ones((2, 3, 1)), np.ones((2, 3, 1)), lengths=np.zeros(2, int)),
             ValueError, "expected a sum above 0, got 0",
         ),
+        (
+            lambda: MSELoss()(
+                np.ones((2, 3, 1)), np.ones((2, 3, 1)), lengths=np.array([1])
+            ),
+            ValueError, r"lengths: expected 2, one for each sample, got array\(\[1\]\)",
+        ),
+        (
+            lambda: MSELoss()(np.ones(3), np.ones(3)),
+            ValueError, r"output: expected shape \(N, K\) or \(N, T, K\), got \(3,\)",
+        ),
+        (
+            lambda: MSELoss()(np.ones((1, 1)), [[1.0]]),
+            TypeError, "target: expected a numpy or cupy ndarray",
+        ),
+        (
+            lambda: MSELoss()(np.ones((1, 1)), np.ones((1, 1)), weight=[1.0]),
+            TypeError, "weight: expected a numpy or cupy ndarray",
+        ),
+        (lambda: QuantileLoss(0.5), TypeError, "quantiles: expected a sequence of numbers"),
+        (lambda: CrossEntropyLoss(2), TypeError, "class_weight: expected a sequence of numbers"),
         (lambda: QuantileLoss([]), ValueError, "quantiles: expected numbers between 0 and 1"),
         (lambda: QuantileLoss([1.5]), ValueError, r"quantiles\[0\]: expected"),
         (
@@ -201,6 +236,25 @@ def test_a_spread_has_a_least() -> None:
             lambda: CrossEntropyLoss([1, 2])(np.ones((2, 3)), np.array([0, 1])),
             ValueError, "class_weight: expected 3 numbers, one for each class, got 2",
         ),
+        (
+            lambda: CrossEntropyLoss([1, 2])(np.ones((2, 2)), np.array([0, 9])),
+            ValueError, "classes from 0 to 1, got 9",
+        ),
+        (
+            lambda: CrossEntropyLoss([1, 2])(
+                np.ones((2, 2)), np.array([0, 1]), lengths=np.array([1, 1])
+            ),
+            ValueError, "lengths: expected outputs of time steps",
+        ),
+        (
+            lambda: MSELoss()(np.ones((4, 2), "float32"), np.ones((4, 2))),
+            TypeError, "target: expected dtype float32, as the output, got float64; convert",
+        ),
+        (
+            lambda: QuantileLoss([0.5])(np.ones((4, 2), "float32"), np.ones((4, 2), int)),
+            TypeError, "target: expected dtype float32, as the output, got int64; convert",
+        ),
+        (lambda: HuberLoss(0), ValueError, "delta: expected a number above 0, got 0"),
         (lambda: HuberLoss(-1), ValueError, "delta: expected a number of at least 0, got -1"),
         (
             lambda: GaussianNLLLoss()(np.ones((2, 3)), np.ones((2, 1))),

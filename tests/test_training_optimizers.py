@@ -1,6 +1,7 @@
 """Optimisers: their updates against formulas written array by array, and against PyTorch's."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,11 +169,37 @@ def test_a_rate_of_one_step() -> None:
         (lambda: SGD(1, nesterov=True), ValueError, "nesterov: expected a momentum above 0"),
         (lambda: SGD(1, nesterov=1), ValueError, "nesterov: expected one of False, True, got 1"),
         (lambda: Adam(betas=(0.9, 1.0)), ValueError, r"betas\[1\]: expected"),
+        (lambda: Adam(betas=0.9), TypeError, "betas: expected a sequence of two numbers"),  # type: ignore[arg-type]
+        (lambda: Adam(betas=(0.9,)), ValueError, "betas: expected two numbers"),  # type: ignore[arg-type]
+        (
+            lambda: SGD().step(np.ones(2), np.ones(2), learning_rate=float("nan")), ValueError,
+            "learning_rate: expected a number of at least 0, got nan",
+        ),
+        (
+            lambda: Adam().load_state_dict({"steps": 5}), ValueError,
+            "expected the state of Adam: steps and mean, square; got steps",
+        ),
+        (lambda: SGD().step({"a": np.ones(2)}, {"a": [np.ones(2)]}), ValueError, "same structure"),
+        (lambda: SGD().step({"a": np.ones(2)}, {"a": None}), ValueError, "same structure"),
+        (lambda: SGD().step({"a": np.ones(2)}, [np.ones(2)]), ValueError, "same structure"),
+        (lambda: SGD().step([np.ones(2)], np.ones((1, 2))), ValueError, "same structure"),
+        (
+            lambda: SGD().step(training.init_model(1, 2, 1), fastgru.init_params(1, 2)), TypeError,
+            "others: expected Model, got Params",
+        ),
         (lambda: Adam(float("nan")), ValueError, "learning_rate: expected"),
         (lambda: RMSprop(alpha=-0.1), ValueError, "alpha: expected"),
         (lambda: SGD().step("w", "g"), TypeError, "expected a tree of arrays .* got str"),
         (lambda: SGD().step({"a": np.ones(2)}, {"b": np.ones(2)}), ValueError, "same structure"),
-        (lambda: SGD().step(np.ones(2), np.ones(3)), ValueError, "gradients of 2 numbers, got 3"),
+        (
+            lambda: SGD().step(np.ones(2), np.ones(3)), ValueError,
+            r"shaped like the weights, \(2,\), got \(3,\)",
+        ),
+        (
+            lambda: SGD().step([np.ones(2), np.ones(3)], [np.ones(3), np.ones(2)]), ValueError,
+            r"shaped like the weights, \(2,\), got \(3,\)",
+        ),
+        (lambda: training.clip_by_norm(np.ones(2), -1.0), ValueError, "limit: expected .* got -1"),
         (
             lambda: SGD().step(np.ones(2), np.ones(2, "float32")), TypeError,
             "one library and dtype, got numpy float32, numpy float64",
@@ -193,6 +220,18 @@ def test_weights_of_another_size_need_another_optimiser() -> None:
     optimizer.step(np.ones(2), np.ones(2))
     with pytest.raises(ValueError, match="expected 2 weights of float64, as in earlier steps"):
         optimizer.step(np.ones(3), np.ones(3))
+
+
+def test_weights_of_another_dtype_are_computed_in_it() -> None:
+    optimizer = SGD(0.1)
+    optimizer.step(np.ones(1, "float32"), np.ones(1, "float32"))
+    assert optimizer.step(np.zeros(1), np.ones(1) / 3) == pytest.approx(-0.1 / 3, rel=1e-15)
+
+
+def test_weights_may_be_memory_maps(tmp_path: Path) -> None:
+    weights = np.memmap(tmp_path / "weights", "float64", "w+", shape=2)
+    assert SGD(0.5).step(weights, np.ones(2)).tolist() == [-0.5, -0.5]
+    assert weights.tolist() == [0, 0]
 
 
 def test_clipping_leaves_directions_and_small_gradients() -> None:

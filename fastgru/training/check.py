@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..check import library_of
+
 
 def check_number(
     name: str, value: Any, *, least: float = -math.inf, below: float = math.inf
@@ -49,3 +51,18 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
         if type(value) is type(choice) and value == choice:
             return value
     raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_sequences(name: str, value: Any) -> None:
+    """Refuse what is no array of samples, steps and features.
+
+    Raises
+    ------
+    TypeError
+        If it is no array.
+    ValueError
+        If it has another number of axes.
+    """
+    library_of(name, value)
+    if value.ndim != 3:
+        raise ValueError(f"{name}: expected shape (samples, steps, features), got {value.shape}")

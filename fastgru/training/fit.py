@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+from zlib import crc32
 
 from tqdm import tqdm
 
-from ..check import check_rng, check_size, check_type
+from ..check import check_callable, check_members, check_rng, check_size, check_type
 from .check import check_number
 from .data import Data, checked_data
 from .files import Checkpoint, Standing
@@ -76,11 +77,12 @@ def fit(
     lengths : (N,) sequence of int, optional
         Valid steps of each sample. Batches are then of samples of similar lengths.
     weight : (N,) array, optional
-        How much each sample counts.
+        How much each sample counts; or, for outputs of steps, (N, T): each of its steps.
     loss : Loss, optional
         `MSELoss` by default.
     optimizer : Optimizer, optional
-        `Adam` by default, with a learning rate of 1e-3.
+        `Adam` by default, with a learning rate of 1e-3. It remembers what it saw, as schedules
+        do: take new ones for another training.
     schedule : Schedule, optional
         Of the learning rate; constant by default.
     epochs : int
@@ -88,7 +90,8 @@ def fit(
     batch_size : int
         Samples of a batch. The last batch of an epoch may be smaller.
     accumulate : int
-        Batches whose gradients are added up for one update.
+        Batches, or pieces of them, whose mean gradient makes one update. The last update of an
+        epoch may be of fewer.
     max_grad_norm : float or None
         Gradients of a greater norm, over all weights together, are shortened to it. Recurrent
         networks need it: a single steep batch can undo the training. None leaves them.
@@ -98,7 +101,8 @@ def fit(
     validation : tuple, optional
         ``(x, y)``, ``(x, y, lengths)`` or ``(x, y, lengths, weight)``, to be watched.
     validation_fraction : float
-        Part of the samples to set aside for validation, drawn by `rng`.
+        Part of the samples to set aside for validation, drawn by `rng`. With a checkpoint, `rng`
+        is then needed, so that a later run sets the same aside.
     patience : int, optional
         Stop after so many epochs without a new least loss: of validation, if there is any.
     rng : None, int or numpy.random.Generator
@@ -125,7 +129,8 @@ def fit(
     Warns
     -----
     RuntimeWarning
-        If a loss is not finite: training stops, and the best weights so far are returned.
+        If a loss or its gradient is not finite: training stops, and the best weights so far are
+        returned.
 
     Notes
     -----
@@ -147,12 +152,31 @@ def fit(
     check_type("model", model, Model)
     of_steps = model.pooling == "steps"
     data = checked_data("", (x, y, lengths, weight), of_steps)
-    watched = None if validation is None else checked_data("validation ", validation, of_steps)
+    watched = None
+    if validation is not None:
+        if not isinstance(validation, list | tuple) or not 2 <= len(validation) <= 4:
+            raise TypeError(
+                "validation: expected (x, y), (x, y, lengths) or (x, y, lengths, weight), got "
+                f"{type(validation).__name__} of length "
+                f"{len(validation) if hasattr(validation, '__len__') else 'unknown'}"
+            )
+        watched = checked_data("validation ", tuple(validation), of_steps)
     generator = check_rng(rng)
     share = check_number("validation_fraction", validation_fraction, least=0, below=1)
+    split = 0
     if share and watched is None:
+        if checkpoint is not None and rng is None:
+            raise ValueError(
+                "rng: expected a seed, as there are a checkpoint and a validation_fraction: later "
+                "runs must set the same samples aside"
+            )
         order = generator.permutation(len(data.x))
         count = max(1, round(share * len(order)))
+        if count >= len(order):
+            raise ValueError(
+                f"validation_fraction: {share:g} of {len(order)} samples leaves none to train on"
+            )
+        split = crc32(order[:count].astype("<i8").tobytes())
         watched, data = data.rows(order[:count]), data.rows(order[count:])
     elif share:
         raise ValueError("validation_fraction: validation is given too; take one of them")
@@ -167,7 +191,9 @@ def fit(
         epochs=check_size("epochs", epochs),
         batch_size=check_size("batch_size", batch_size),
         accumulate=check_size("accumulate", accumulate),
-        limit=None if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm),
+        limit=(
+            None if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm, least=0)
+        ),
         truncate=None if truncate is None else check_size("truncate", truncate),
         rng=generator,
     )
@@ -182,7 +208,10 @@ def fit(
         raise TypeError(f"progress: expected True, False or a text, got {progress!r}")
     if checkpoint is not None:
         check_type("checkpoint", checkpoint, Checkpoint)
-    run = _Run(trainer, model, data, watched, waits, callbacks, checkpoint)
+    called = check_members("callbacks", callbacks, "callables")
+    for number, callback in enumerate(called):
+        check_callable(f"callbacks[{number}]", callback)
+    run = _Run(trainer, model, data, watched, split, waits, called, checkpoint)
     return run(progress)
 
 
@@ -194,6 +223,7 @@ class _Run:
     model: Model
     data: Data
     watched: Data | None
+    split: int  # of which samples were set aside, a checksum
     patience: int | None
     callbacks: Sequence[Callable[[Progress], bool | None]]
     checkpoint: Checkpoint | None
@@ -213,7 +243,12 @@ class _Run:
         """What must be the same for a training to go on."""
         patience = f", patience={self.patience}" if self.patience else ""
         model = " ".join(repr(self.model).split())
-        return f"{model}, {self.trainer.settings}, samples={len(self.data.x)}{patience}"
+        sizes = f"samples={len(self.data.x)}"
+        if self.watched is not None:
+            sizes += f", validation={len(self.watched.x)}"
+        if self.split:
+            sizes += f", split={self.split:08x}"
+        return f"{model}, {self.trainer.settings}, {sizes}{patience}"
 
     def __call__(self, progress: bool | str) -> Fitted:
         """All epochs that are left."""
@@ -260,6 +295,8 @@ class _Run:
         trainer.schedule.observe(found)
         if found < min(history.watched[:-1], default=math.inf):
             self.best, history.best_epoch = model, len(history.loss) - 1
+        if self.patience and len(history.loss) - 1 - history.best_epoch >= self.patience:
+            history.stopped = f"no new least loss for {self.patience} epochs"
         if self.checkpoint is not None and self.checkpoint.is_due(len(history.loss)):
             standing = Standing(model, self.best, history, *trainer.state_dict())
             self.checkpoint.write(standing, self.settings)
@@ -267,6 +304,4 @@ class _Run:
         answers = [callback(now) for callback in self.callbacks]  # every one is called
         if any(answers):
             history.stopped = "a callback asked for it"
-        elif self.patience and len(history.loss) - 1 - history.best_epoch >= self.patience:
-            history.stopped = f"no new least loss for {self.patience} epochs"
         return True

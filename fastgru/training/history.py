@@ -63,7 +63,8 @@ class History:
             axes.plot(epochs, self.validation_loss, label="validation")
         if self.best_epoch >= 0:
             axes.axvline(self.best_epoch + 1, color="0.6", ls=":", label="kept")
-        axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+        has_log = all(loss > 0 for loss in (*self.loss, *self.validation_loss))
+        axes.set(xlabel="epoch", ylabel="loss", yscale="log" if has_log else "linear")
         axes.legend()
         return axes
 

@@ -8,6 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ..check import check_members
+from ..check import library_of as check_library
 from .check import check_number
 from .tree import library_of
 
@@ -25,7 +29,8 @@ class Loss(ABC):
         output : (N, K) or (N, T, K) array
             What the model puts out, for each sample or each of its time steps.
         target : array
-            Shaped like the output, but for losses that say otherwise. Of the library of `output`.
+            Shaped like the output, but for losses that say otherwise. Of the library of `output`,
+            and of its dtype or of one that it holds.
         weight : (N,) or (N, T) array, optional
             How much each sample, or each of its steps, counts; all the same by default.
         lengths : (N,) array of int, optional
@@ -40,10 +45,12 @@ class Loss(ABC):
 
         Raises
         ------
+        TypeError
+            If the target's dtype does not fit.
         ValueError
             If shapes do not fit, or nothing counts.
         """
-        xp = library_of(output)
+        xp = _checked_library(output, target, weight)
         self._check(output, target)
         counts = _counts(xp, output, weight, lengths)
         if counts is not None:
@@ -65,7 +72,7 @@ class Loss(ABC):
 
     def _check(self, output: Any, target: Any) -> None:
         """Refuse targets that do not fit."""
-        _check_shape(target, output.shape)
+        _check_numbers(target, output, output.shape)
 
     @abstractmethod
     def _values(self, xp: Any, output: Any, target: Any) -> tuple[Any, Any]:
@@ -76,9 +83,29 @@ class Loss(ABC):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
+def _checked_library(output: Any, target: Any, weight: Any) -> Any:
+    """The module of the library of what a loss is given, if it is arrays."""
+    for name, array in (("output", output), ("target", target), ("weight", weight)):
+        if not (array is None and name == "weight"):
+            check_library(name, array)
+    if output.ndim not in (2, 3):
+        raise ValueError(f"output: expected shape (N, K) or (N, T, K), got {output.shape}")
+    return library_of(output)
+
+
 def _check_shape(target: Any, expected: tuple[int, ...]) -> None:
     if tuple(target.shape) != tuple(expected):
         raise ValueError(f"target: expected shape {tuple(expected)}, got {tuple(target.shape)}")
+
+
+def _check_numbers(target: Any, output: Any, expected: tuple[int, ...]) -> None:
+    """Refuse targets of another shape, or whose dtype would make another one of the output's."""
+    _check_shape(target, expected)
+    if np.result_type(target.dtype, output.dtype) != output.dtype:
+        raise TypeError(
+            f"target: expected dtype {output.dtype}, as the output, got {target.dtype}; convert it "
+            f'by .astype("{output.dtype}")'
+        )
 
 
 def _counts(xp: Any, output: Any, weight: Any, lengths: Any) -> Any:
@@ -94,6 +121,8 @@ def _counts(xp: Any, output: Any, weight: Any, lengths: Any) -> Any:
     if lengths is not None:
         if len(shape) != 2:
             raise ValueError("lengths: expected outputs of time steps, (N, T, K)")
+        if len(lengths) != shape[0]:
+            raise ValueError(f"lengths: expected {shape[0]}, one for each sample, got {lengths!r}")
         counts *= xp.arange(shape[1]) < xp.asarray(lengths)[:, None]
     return counts
 
@@ -155,6 +184,8 @@ class HuberLoss(Loss):
 
     def __init__(self, delta: float = 1.0) -> None:
         self.delta = check_number("delta", delta, least=0)
+        if not self.delta:
+            raise ValueError("delta: expected a number above 0, got 0")
 
     def _values(self, xp: Any, output: Any, target: Any) -> tuple[Any, Any]:
         error = output - target
@@ -187,7 +218,8 @@ class QuantileLoss(Loss):
 
     def __init__(self, quantiles: Sequence[float]) -> None:
         self.quantiles = tuple(
-            check_number(f"quantiles[{n}]", q, least=0, below=1) for n, q in enumerate(quantiles)
+            check_number(f"quantiles[{n}]", q, least=0, below=1)
+            for n, q in enumerate(check_members("quantiles", quantiles, "numbers"))
         )
         if not self.quantiles or 0.0 in self.quantiles:
             raise ValueError(f"quantiles: expected numbers between 0 and 1, got {quantiles!r}")
@@ -199,7 +231,7 @@ class QuantileLoss(Loss):
                 f"output: expected a multiple of {count} columns, one for each quantile, got "
                 f"{output.shape[-1]}"
             )
-        _check_shape(target, (*output.shape[:-1], output.shape[-1] // count))
+        _check_numbers(target, output, (*output.shape[:-1], output.shape[-1] // count))
 
     def _values(self, xp: Any, output: Any, target: Any) -> tuple[Any, Any]:
         shape = output.shape
@@ -238,31 +270,32 @@ class CrossEntropyLoss(Loss):
         self.class_weight = None
         if class_weight is not None:
             self.class_weight = tuple(
-                check_number(f"class_weight[{n}]", w, least=0) for n, w in enumerate(class_weight)
+                check_number(f"class_weight[{n}]", w, least=0)
+                for n, w in enumerate(check_members("class_weight", class_weight, "numbers"))
             )
 
     def __call__(
         self, output: Any, target: Any, *, weight: Any = None, lengths: Any = None
     ) -> tuple[float, Any]:
-        xp = library_of(output)
+        xp = _checked_library(output, target, weight)
         self._check(output, target)
         if self.class_weight is None:
             return super().__call__(output, target, weight=weight, lengths=lengths)
         of_class = xp.asarray(self.class_weight, output.dtype)
         if target.ndim == output.ndim:
             raise ValueError("class_weight: expected targets that are classes, got probabilities")
-        classes = target
-        if lengths is not None:  # padding may hold anything
-            valid = xp.arange(target.shape[1]) < xp.asarray(lengths)[:, None]
-            classes = xp.where(valid, target, 0)
-        own = of_class[classes]
-        if weight is not None:
-            own = own * weight.reshape(weight.shape + (1,) * (own.ndim - weight.ndim))
+        # What does not count may be any class.
+        counts = _counts(xp, output, weight, lengths)
+        is_used = True if counts is None else counts != 0
+        _check_classes(target, is_used, output.shape[-1])
+        own = of_class[xp.where(is_used, target, 0)]
+        if counts is not None:
+            own = own * counts
         return super().__call__(output, target, weight=own, lengths=lengths)
 
     def _check(self, output: Any, target: Any) -> None:
         if target.ndim == output.ndim:
-            _check_shape(target, output.shape)
+            _check_numbers(target, output, output.shape)
             return
         _check_shape(target, output.shape[:-1])
         if target.dtype.kind not in "iu":
@@ -281,14 +314,18 @@ class CrossEntropyLoss(Loss):
         logs = shifted - xp.log(sums)
         if target.ndim < output.ndim:
             classes = xp.arange(output.shape[-1])
-            wrong = (target < 0) | (target >= len(classes))
-            if bool(wrong.any()):
-                raise ValueError(
-                    f"target: expected classes from 0 to {len(classes) - 1}, got "
-                    f"{int(target[wrong][0])}"
-                )
+            _check_classes(target, True, len(classes))
             target = (target[..., None] == classes).astype(output.dtype)
         return -(target * logs).sum(axis=-1), share * target.sum(axis=-1, keepdims=True) - target
+
+
+def _check_classes(target: Any, is_used: Any, count: int) -> None:
+    """Refuse what is none of the classes, where it counts."""
+    wrong = ((target < 0) | (target >= count)) & is_used
+    if bool(wrong.any()):
+        raise ValueError(
+            f"target: expected classes from 0 to {count - 1}, got {int(target[wrong][0])}"
+        )
 
 
 class BCEWithLogitsLoss(Loss):
@@ -337,7 +374,7 @@ class GaussianNLLLoss(Loss):
             raise ValueError(
                 f"output: expected means and as many log variances, got {output.shape[-1]} columns"
             )
-        _check_shape(target, (*output.shape[:-1], output.shape[-1] // 2))
+        _check_numbers(target, output, (*output.shape[:-1], output.shape[-1] // 2))
 
     def _values(self, xp: Any, output: Any, target: Any) -> tuple[Any, Any]:
         count = target.shape[-1]

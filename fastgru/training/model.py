@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..check import check_rng, check_size, check_type
+from ..check_calls import check_lengths
 from ..ops import backward, forward, forward_train
 from ..params import Params, init_params
 from ..saved import Saved
-from .check import check_choice
+from .check import check_choice, check_sequences
 from .tree import library_of
 
 
@@ -125,7 +124,14 @@ class Model:
         Returns
         -------
         Model
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `others` differ in structure, or as for `Model`.
         """
+        for other in others:
+            check_type("others", other, Model)
         return Model(
             self.params.map(function, *(other.params for other in others)),
             function(self.weight, *(other.weight for other in others)),
@@ -149,13 +155,21 @@ class Model:
         -------
         (N, K) array, or (N, T, K) for outputs of steps
             Of samples without a valid step: what the read-out makes of a state of zeros.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `fastgru.forward`.
         """
+        check_sequences("x", x)
         count = len(x)
+        if lengths is not None:
+            lengths = check_lengths(lengths, True, *x.shape[:2])
         size = count if batch_size is None else check_size("batch_size", batch_size)
         parts = []
         for first in range(0, max(count, 1), max(size, 1)):
             rows = slice(first, first + size)
-            of_rows = None if lengths is None else np.asarray(lengths)[rows]
+            of_rows = None if lengths is None else lengths[rows]
             y, h_n = forward(x[rows], self.params, lengths=of_rows)
             parts.append(self.readout(self.pooled(y, h_n, of_rows).features))
         return parts[0] if len(parts) == 1 else library_of(x).concatenate(parts)
@@ -206,6 +220,8 @@ def _mean(params: Params, y: Any, h_n: Any, lengths: Any) -> Pooled:
 
 def _max(params: Params, y: Any, h_n: Any, lengths: Any) -> Pooled:
     xp = library_of(y)
+    if not y.shape[1]:  # no step has a maximum
+        return Pooled(y.sum(axis=1), lambda d: (xp.zeros_like(y), None))
     seen = y
     if lengths is not None:
         valid = (xp.arange(y.shape[1]) < xp.asarray(lengths)[:, None])[..., None]

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from ..check import check_members
 from .check import check_choice, check_number
 from .tree import Tree, library_of, pairs_of, tree_map
 
@@ -61,21 +62,27 @@ class Optimizer(ABC):
         TypeError
             If the arrays are not of one dtype and library.
         ValueError
-            If the structure differs, also from that of earlier steps.
+            If structure or shapes differ, or the size from that of earlier steps.
         """
-        rate = self.learning_rate if learning_rate is None else float(learning_rate)
+        rate = self.learning_rate
+        if learning_rate is not None:
+            rate = check_number("learning_rate", learning_rate, least=0)
         pairs = pairs_of(tree, gradients)
         if not pairs:
             return tree
         xp = library_of(pairs[0][0])
-        kinds = {(type(array), array.dtype) for pair in pairs for array in pair}
+        kinds = {(library_of(array).__name__, array.dtype) for pair in pairs for array in pair}
         if len(kinds) > 1:
-            names = sorted(f"{kind.__module__} {dtype}" for kind, dtype in kinds)
+            names = sorted(f"{library} {dtype}" for library, dtype in kinds)
             raise TypeError(f"expected arrays of one library and dtype, got {', '.join(names)}")
+        for array, gradient in pairs:
+            if array.shape != gradient.shape:
+                raise ValueError(
+                    f"expected gradients shaped like the weights, {array.shape}, got "
+                    f"{gradient.shape}"
+                )
         weights = xp.concatenate([array.reshape(-1) for array, _ in pairs])
         slopes = xp.concatenate([gradient.reshape(-1) for _, gradient in pairs])
-        if weights.size != slopes.size:
-            raise ValueError(f"expected gradients of {weights.size} numbers, got {slopes.size}")
         self._prepare(xp, weights)
         self.steps += 1
         self._update(xp, weights, slopes, rate)
@@ -90,7 +97,8 @@ class Optimizer(ABC):
 
     def _prepare(self, xp: Any, weights: Any) -> None:
         """The vectors for weights of this size, zeros at first."""
-        if not self._work or self._work[0].shape != weights.shape:
+        like = weights.shape, weights.dtype
+        if not self._work or (self._work[0].shape, self._work[0].dtype) != like:
             self._work = [xp.empty_like(weights), xp.empty_like(weights)]
         for name in self._slots:
             kept = self._kept.setdefault(name, None)
@@ -129,7 +137,8 @@ class Optimizer(ABC):
             If it is of another kind of optimiser.
         """
         vectors = {name: array for name, array in state.items() if name != "steps"}
-        if "steps" not in state or not vectors.keys() <= set(self._slots):
+        needed = set(self._slots) if state.get("steps") else set()
+        if "steps" not in state or not needed <= vectors.keys() <= set(self._slots):
             raise ValueError(
                 f"expected the state of {type(self).__name__}: steps and {', '.join(self._slots)}; "
                 f"got {', '.join(state)}"
@@ -227,7 +236,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        first, second = betas
+        pair = check_members("betas", betas, "two numbers")
+        if len(pair) != 2:
+            raise ValueError(f"betas: expected two numbers, got {betas!r}")
+        first, second = pair
         self.betas = (
             check_number("betas[0]", first, least=0, below=1),
             check_number("betas[1]", second, least=0, below=1),

@@ -79,6 +79,11 @@ class Trainer:
         for number, rows in enumerate(batches):
             state = None
             for piece in self._pieces(data.rows(rows)):
+                if not piece.counts:
+                    if self.truncate is not None:  # later pieces may count
+                        made = forward_pass(model, piece.x, state, lengths=piece.lengths)
+                        model, state = with_statistics(model, made), made.h_n
+                    continue
                 value, gradients, model, state = self._gradients(model, piece, state)
                 if not math.isfinite(value):
                     return model, Epoch(value, rate, norms or [math.nan])
@@ -86,23 +91,34 @@ class Trainer:
                 if gathered is not None:
                     gradients = tree_map(lambda a, b: a + b, gradients, gathered)
                 gathered, waiting = gradients, waiting + 1
-                if waiting < self.accumulate and number + 1 < len(batches):
-                    continue
-                rate = self.optimizer.learning_rate * self.schedule.factor(self.done / self.epochs)
-                gradients, norm = self._shortened(gathered, waiting)
-                norms.append(norm)
-                model = self.optimizer.step(model, gradients, learning_rate=rate)
-                gathered, waiting = None, 0
+                if waiting == self.accumulate:
+                    model, rate = self._update(model, gathered, waiting, norms)
+                    gathered, waiting = None, 0
+                    if not math.isfinite(norms[-1]):
+                        return model, Epoch(math.nan, rate, norms)
+            if gathered is not None and number + 1 == len(batches):
+                model, rate = self._update(model, gathered, waiting, norms)
+                if not math.isfinite(norms[-1]):
+                    return model, Epoch(math.nan, rate, norms)
             self.done = begun + (number + 1) / len(batches)
         if not count:
-            raise ValueError("lengths: expected at least one valid step, got none")
+            raise ValueError("weight, lengths: expected at least one step that counts, got none")
         return model, Epoch(total / count, rate, norms)
 
-    def _shortened(self, gradients: Model, count: int) -> tuple[Model, float]:
-        """The mean gradient of some batches, shortened, and its norm before that."""
+    def _update(
+        self, model: Model, gradients: Model, count: int, norms: list[float]
+    ) -> tuple[Model, float]:
+        """A step by the mean of so many gradients, whose norm is noted, and its rate."""
+        factor = float(self.schedule.factor(self.done / self.epochs))  # NumPy's, of a user's own
+        rate = self.optimizer.learning_rate * factor
         if count > 1:
             gradients = tree_map(lambda g: g / count, gradients)
-        return clip_by_norm(gradients, math.inf if self.limit is None else self.limit)
+        limit = math.inf if self.limit is None else self.limit
+        gradients, norm = clip_by_norm(gradients, limit)
+        norms.append(norm)
+        if math.isfinite(norm):
+            model = self.optimizer.step(model, gradients, learning_rate=rate)
+        return model, rate
 
     def _pieces(self, batch: Data) -> Iterator[Data]:
         """A batch, or its pieces in the order of time; those without a valid step are left out."""
@@ -117,16 +133,19 @@ class Trainer:
                 lengths = np.clip(lengths - first, 0, size)
                 if not lengths.any():
                     return
-            part = slice(first, first + size)
-            y = batch.y if self.truncate is None else batch.y[:, part]
-            yield Data(batch.x[:, part], y, lengths, batch.weight)
+            yield batch.steps(first, first + size)._replace(lengths=lengths)
 
     def _gradients(self, model: Model, piece: Data, state: Any) -> tuple[float, Model, Model, Any]:
         """Loss, gradients, the model with new statistics, and the state to carry on."""
         made = forward_pass(model, piece.x, state, lengths=piece.lengths)
         counted = piece.lengths if model.pooling == "steps" else None
         value, slope = self.loss(made.output, piece.y, weight=piece.weight, lengths=counted)
-        return value, gradients_of(model, made, slope), with_statistics(model, made), made.h_n
+        return (
+            float(value),
+            gradients_of(model, made, slope),
+            with_statistics(model, made),
+            made.h_n,
+        )
 
     def _batches(self, data: Data) -> Iterator[Any]:
         """Rows of each batch, in an order that the generator decides."""
@@ -147,13 +166,13 @@ class Trainer:
         """The loss of data that is not trained on."""
         output = model.predict(data.x, lengths=data.lengths, batch_size=max(256, self.batch_size))
         counted = data.lengths if model.pooling == "steps" else None
-        return self.loss(output, data.y, weight=data.weight, lengths=counted)[0]
+        return float(self.loss(output, data.y, weight=data.weight, lengths=counted)[0])
 
     def why_not_finite(self, epoch: Epoch) -> str:
         """What to tell the user."""
         return (
-            f"the loss is not finite after {self.optimizer.steps} updates (gradient norm before: "
-            f"{epoch.norms[-1]:.3g}); the best weights so far are returned. Lower the learning "
-            f"rate ({self.optimizer.learning_rate:g}) or max_grad_norm ({self.limit}), and look "
-            "for values in x and y that are not finite or very large"
+            f"the loss or its gradient is not finite after {self.optimizer.steps} updates (last "
+            f"norm of a gradient: {epoch.norms[-1]:.3g}); the best weights so far are returned. "
+            f"Lower the learning rate ({self.optimizer.learning_rate:g}) or max_grad_norm "
+            f"({self.limit}), and look for values in x and y that are not finite or very large"
         )

@@ -42,15 +42,21 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     {'w': array([0.5, 0.5])}
     """
     if hasattr(tree, "map"):
+        for other in others:
+            _check_same("an object with map", _kind_of(other))
         return tree.map(function, *others)
     if hasattr(tree, "dtype"):
+        for other in others:
+            _check_same("an array", _kind_of(other))
         return function(tree, *others)
     if isinstance(tree, Mapping):
         for other in others:
+            _check_same("a mapping", _kind_of(other))
             _check_same(list(tree), list(other))
         return {key: tree_map(function, tree[key], *(o[key] for o in others)) for key in tree}
     if isinstance(tree, list | tuple):
         for other in others:
+            _check_same("a list or tuple", _kind_of(other))
             _check_same(len(tree), len(other))
         made = [tree_map(function, *parts) for parts in zip(tree, *others, strict=True)]
         fields = getattr(tree, "_fields", None)
@@ -59,6 +65,17 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
         "expected a tree of arrays (Params, Model, arrays, or mappings, lists and tuples of them), "
         f"got {type(tree).__name__}"
     )
+
+
+def _kind_of(tree: Tree) -> str:
+    """What it is in a tree; for what is none of these, its class."""
+    if hasattr(tree, "map"):
+        return "an object with map"
+    if hasattr(tree, "dtype"):
+        return "an array"
+    if isinstance(tree, Mapping):
+        return "a mapping"
+    return "a list or tuple" if isinstance(tree, list | tuple) else type(tree).__name__
 
 
 def _check_same(have: Any, other: Any) -> None:
@@ -131,6 +148,11 @@ def clip_by_norm(tree: Tree, limit: float) -> tuple[Tree, float]:
     norm : float
         What it was before.
 
+    Raises
+    ------
+    ValueError
+        If the limit is below 0.
+
     Examples
     --------
     >>> import numpy as np
@@ -138,6 +160,8 @@ def clip_by_norm(tree: Tree, limit: float) -> tuple[Tree, float]:
     >>> training.clip_by_norm({"w": np.array([3.0, 4.0])}, 1.0)
     ({'w': array([0.6, 0.8])}, 5.0)
     """
+    if not limit >= 0:
+        raise ValueError(f"limit: expected a number of at least 0, got {limit!r}")
     norm = norm_of(tree)
     if not limit < norm < float("inf"):
         return tree, norm
