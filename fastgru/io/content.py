@@ -37,10 +37,11 @@ REFUSED = {
     "unknown": _UNKNOWN,
 }
 
+HDF5_START, ZIP_START = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _STARTS = {
-    "hdf5": (b"\x89HDF\r\n\x1a\n",),
+    "hdf5": (HDF5_START,),
     "npy": (b"\x93NUMPY",),
-    "zip": (b"PK\x03\x04",),
+    "zip": (ZIP_START,),
     "pickle": tuple(bytes([0x80, protocol]) for protocol in range(2, 6)),
 }
 # Kinds of zip archives, by how the name of a member ends; the first that fits counts.

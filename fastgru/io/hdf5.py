@@ -18,7 +18,6 @@ from .convention import bfloat16_to_float32
 from .hdf5_texts import Texts
 from .keras_errors import DAMAGED
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DEEPEST = 64  # groups in groups
 # What h5py raises on damaged files, as experience with such files shows.
 _FAILURES = (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..safetensors import RefusedError
-from .hdf5 import SIGNATURE, Store, damage
+from .content import HDF5_START, ZIP_START
+from .hdf5 import Store, damage
 from .keras_config import LayerConfig, layers_in
 from .keras_errors import DAMAGED
 from .keras_weights import NamedWeights, VariableGroups
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
-_ZIP = b"PK\x03\x04"
 # Members of an archive may be that many times as long as the archive; small ones, that long.
 _LARGEST_RATIO, _SMALL = 4, 1 << 20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -47,14 +47,14 @@ def opened(path: Path) -> Iterator[Content]:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        start = file.read(len(SIGNATURE))
+        start = file.read(len(HDF5_START))
         file.seek(0)
         layers: list[LayerConfig] | None = None
         source: Any = file
-        if start.startswith(_ZIP):
+        if start.startswith(ZIP_START):
             config, content = _members(file, size)
             layers, source, size = layers_in(config), io.BytesIO(content), len(content)
-        elif start != SIGNATURE:
+        elif start != HDF5_START:
             raise RefusedError(
                 "expected a file of Keras, which is a zip archive (.keras) or HDF5 (.h5), got "
                 f"neither: it starts with {start!r}"

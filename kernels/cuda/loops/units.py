@@ -147,16 +147,7 @@ def forward(context: Context, arrays: ForwardArrays) -> RunSteps:
         context.device, arrays.x_sums, arrays.constants, arrays.step_inputs, arrays.state,
         arrays.values, arrays.y_out, *context.indices,
     )  # fmt: skip
-
-    def run(first: int, last: int) -> None:
-        rows = context.rows(first, first + 1)
-        if rows > 0:
-            launch(
-                unit_grid(rows, context.H), tuning.UNIT_THREADS, context.stream, rows, first, last,
-                context.reverse, arrays.keep,
-            )  # fmt: skip
-
-    return run
+    return _many_steps(context, launch, arrays.keep)
 
 
 def backward(context: Context, arrays: BackwardArrays) -> RunSteps:
@@ -165,13 +156,18 @@ def backward(context: Context, arrays: BackwardArrays) -> RunSteps:
         context.device, arrays.h_before, arrays.values, arrays.constants, arrays.dy, arrays.dstate,
         arrays.d_ih, arrays.d_alone, *context.indices,
     )  # fmt: skip
+    return _many_steps(context, launch, arrays.has_dy)
 
-    def run(first: int, last: int) -> None:
-        rows = context.rows(first, first + 1)
+
+def _many_steps(context: Context, launch: Any, last: bool) -> RunSteps:
+    """What launches a kernel of many steps, whose last argument this is."""
+
+    def run(first_step: int, last_step: int) -> None:
+        rows = context.rows(first_step, first_step + 1)
         if rows > 0:
             launch(
-                unit_grid(rows, context.H), tuning.UNIT_THREADS, context.stream, rows, first, last,
-                context.reverse, arrays.has_dy,
+                unit_grid(rows, context.H), tuning.UNIT_THREADS, context.stream, rows, first_step,
+                last_step, context.reverse, last,
             )  # fmt: skip
 
     return run
